@@ -1,0 +1,38 @@
+/*
+ * sys - the one seam to clock and randomness.
+ *
+ * Everything that asks the time or draws a random number asks here, so that a test can run hours in
+ * milliseconds and repeat a failure from its seed. Durable times are wall-clock, waits are on the
+ * boot-time clock (it goes on during suspend).
+ */
+#ifndef REFRESHD_BASE_SYS_H
+#define REFRESHD_BASE_SYS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define US_PER_MS INT64_C(1000)
+#define US_PER_S INT64_C(1000000)
+
+struct sys_ops {
+	int64_t (*wall_us)(void);		/* CLOCK_REALTIME */
+	int64_t (*mono_us)(void);		/* CLOCK_BOOTTIME */
+	void (*random)(void *p, size_t n);	/* cryptographically strong, cannot fail */
+};
+
+int64_t sys_wall_us(void);
+int64_t sys_mono_us(void);
+void sys_random(void *p, size_t n);
+uint64_t sys_random_below(uint64_t n); /* uniform in [0, n); n > 0 */
+double sys_random_unit(void);	       /* uniform in [0, 1) */
+void sys_uuid4(uint8_t out[16]);
+
+/* Replace the seam; NULL restores the real one. For tests and the simulator only. */
+void sys_set(const struct sys_ops *ops);
+
+/* A ready virtual clock and a seeded generator for tests: sys_set(sys_virtual(seed)). */
+const struct sys_ops *sys_virtual(uint64_t seed);
+void sys_virtual_set(int64_t wall_us, int64_t mono_us);
+void sys_virtual_advance(int64_t us); /* both clocks */
+
+#endif
