@@ -30,9 +30,14 @@ void sys_uuid4(uint8_t out[16]);
 /* Replace the seam; NULL restores the real one. For tests and the simulator only. */
 void sys_set(const struct sys_ops *ops);
 
-/* A ready virtual clock and a seeded generator for tests: sys_set(sys_virtual(seed)). */
+/*
+ * A ready virtual clock and a seeded generator for tests: sys_set(sys_virtual(seed)). Each call starts both anew;
+ * the clocks stand still until they are moved.
+ */
+#define SYS_VIRTUAL_WALL_US (INT64_C(1767225600) * US_PER_S) /* 2026-01-01T00:00:00Z */
+#define SYS_VIRTUAL_MONO_US (INT64_C(1000) * US_PER_S)
 const struct sys_ops *sys_virtual(uint64_t seed);
 void sys_virtual_set(int64_t wall_us, int64_t mono_us);
-void sys_virtual_advance(int64_t us); /* both clocks */
+void sys_virtual_advance(int64_t us); /* both clocks; us >= 0 */
 
 #endif

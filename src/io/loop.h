@@ -14,6 +14,8 @@
 
 #include "base/status.h"
 
+#define LOOP_MAX_HOOKS 8
+
 struct event_base;
 struct loop;
 struct loop_timer;
@@ -39,7 +41,7 @@ bool loop_timer_is_set(const struct loop_timer *t);
 struct loop_task {
 	loop_fn *fn;
 	void *arg;
-	struct loop_task *next;
+	struct loop_task *next, *prev;
 	bool queued;
 };
 void loop_task_init(struct loop_task *t, loop_fn *fn, void *arg);
@@ -47,12 +49,13 @@ void loop_defer(struct loop *l, struct loop_task *t);
 void loop_undefer(struct loop *l, struct loop_task *t);
 
 /* Called after the callbacks and deferred calls of every turn, in the order of registration. */
-int loop_on_turn_end(struct loop *l, loop_fn *fn, void *arg) MUST_USE; /* ST_FULL past 8 */
+int loop_on_turn_end(struct loop *l, loop_fn *fn, void *arg) MUST_USE; /* ST_FULL past LOOP_MAX_HOOKS */
 void loop_off_turn_end(struct loop *l, loop_fn *fn, void *arg);
 
 /* fn is called in the loop when the signal arrives. */
 int loop_signal(struct loop *l, int signo, loop_fn *fn, void *arg, struct fault *f) MUST_USE;
-/* fn is called when the wall clock was set or the machine came back from suspend (timerfd, CANCEL_ON_SET). */
+/* fn is called when the wall clock was set or the machine came back from suspend (timerfd, CANCEL_ON_SET).
+ * Timers of this loop are then set again by themselves: libevent's clock stands still during suspend. */
 int loop_on_clock_jump(struct loop *l, loop_fn *fn, void *arg, struct fault *f) MUST_USE;
 
 /* For the other files of io/: the libevent base, and the mark that starts the stall clock of a turn;

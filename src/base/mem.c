@@ -1,0 +1,114 @@
+/*
+ * mem - allocation that aborts instead of failing, and the assertion that stays on.
+ *
+ * The last words go straight to stderr with write(2): neither the log nor stdio can be trusted when
+ * memory is gone or an invariant is broken. Nothing here may be called with a size from outside.
+ */
+#include "base/mem.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static _Noreturn void die(const char *text, size_t n)
+{
+	while (n > 0) {
+		ssize_t w = write(STDERR_FILENO, text, n);
+		if (w < 0 && errno != EINTR)
+			break;
+		if (w > 0) {
+			text += w;
+			n -= (size_t)w;
+		}
+	}
+	abort();
+}
+
+static _Noreturn void die_no_memory(void)
+{
+	static const char text[] = "refreshd: out of memory\n";
+
+	die(text, sizeof(text) - 1);
+}
+
+_Noreturn void always_failed(const char *expr, const char *file, int line, const char *func)
+{
+	char text[512];
+	int n = snprintf(text, sizeof(text), "refreshd: %s:%d: %s: broken invariant: %s\n", file, line, func, expr);
+
+	if (n < 0)
+		n = 0;
+	if ((size_t)n >= sizeof(text)) {
+		n = sizeof(text) - 1;
+		text[n - 1] = '\n';
+	}
+	die(text, (size_t)n);
+}
+
+void *mem_alloc(size_t size)
+{
+	return mem_calloc(1, size);
+}
+
+void *mem_calloc(size_t n, size_t size)
+{
+	/* One byte at least: a zero-sized block may come back as NULL. */
+	void *p = n == 0 || size == 0 ? calloc(1, 1) : calloc(n, size);
+
+	if (p == NULL)
+		die_no_memory();
+	return p;
+}
+
+void *mem_realloc(void *p, size_t n, size_t size)
+{
+	size_t bytes;
+
+	if (__builtin_mul_overflow(n, size, &bytes))
+		die_no_memory();
+	void *q = realloc(p, bytes > 0 ? bytes : 1);
+	if (q == NULL)
+		die_no_memory();
+	return q;
+}
+
+char *mem_strdup(const char *s)
+{
+	return mem_strndup(s, strlen(s));
+}
+
+char *mem_strndup(const char *s, size_t n)
+{
+	size_t len = strnlen(s, n);
+	char *copy = mem_calloc(len + 1, 1);
+
+	memcpy(copy, s, len);
+	return copy;
+}
+
+char *mem_printf(const char *fmt, ...)
+{
+	va_list ap;
+	char *s = NULL;
+
+	va_start(ap, fmt);
+	int n = vasprintf(&s, fmt, ap);
+	va_end(ap);
+	if (n < 0 || s == NULL)
+		die_no_memory();
+	return s;
+}
+
+void mem_free(void *p)
+{
+	free(p);
+}
+
+void mem_wipe(void *p, size_t n)
+{
+	if (n > 0)
+		explicit_bzero(p, n);
+}
