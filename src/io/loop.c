@@ -130,8 +130,6 @@ void loop_stop(struct loop *l)
 {
 	MAGIC_CHECK(l, LOOP_MAGIC);
 	l->stopping = true;
-	/* Also ends a wait when it comes from a callback that is not the last of its round. */
-	event_base_loopbreak(l->base);
 }
 
 void loop_enter(struct loop *l)
