@@ -55,10 +55,16 @@ void buf_reset(struct buf *b)
 	b->data[0] = '\0';
 }
 
-/* How many bytes still fit. One is kept back from the address space for the NUL. */
+/* One byte is kept back from the address space for the NUL. */
+static size_t limit_of(const struct buf *b)
+{
+	return b->max < PTRDIFF_MAX ? b->max : PTRDIFF_MAX - 1;
+}
+
+/* How many bytes still fit. */
 static size_t room_left(const struct buf *b)
 {
-	size_t limit = b->max < PTRDIFF_MAX ? b->max : PTRDIFF_MAX - 1;
+	size_t limit = limit_of(b);
 
 	return b->len < limit ? limit - b->len : 0;
 }
@@ -153,13 +159,13 @@ int buf_vprintf(struct buf *b, const char *fmt, va_list ap)
 int buf_set(struct buf *b, const void *p, size_t n)
 {
 	if (is_inside(b, p)) {
-		ALWAYS(n <= b->cap - (size_t)((const uint8_t *)p - b->data));
+		size_t offset = (size_t)((const uint8_t *)p - b->data);
+		ALWAYS(offset <= b->len && n <= b->len - offset);
 		memmove(b->data, p, n);
-		b->len = n > b->len ? n : b->len;
 		buf_truncate(b, n);
 		return 0;
 	}
-	if (n > b->max)
+	if (n > limit_of(b))
 		return ST_FULL;
 	buf_reset(b);
 	return buf_append(b, p, n);
@@ -224,26 +230,30 @@ static int open_fault(struct fault *f, const char *path, int err)
 	return fault_set(f, code, "%s: cannot open: %s", path, strerror(err));
 }
 
+/* The part of the block that can be read into, grown while the maximum allows; 0 when it is full. */
+static size_t spare_for_read(struct buf *b)
+{
+	size_t room = room_left(b);
+
+	if (b->cap - b->len <= 1)
+		ALWAYS(buf_reserve(b, room < READ_CHUNK ? room : READ_CHUNK) == 0);
+	return b->cap - b->len - 1;
+}
+
 /* Read on until the end of the file; one byte beyond max is asked for, to tell "fits" from "cut". */
-static int read_all(int fd, struct buf *b, size_t expect, const char *path, struct fault *f)
+static int read_all(int fd, struct buf *b, const char *path, struct fault *f)
 {
 	for (;;) {
-		size_t room = room_left(b);
-		size_t want = expect > b->len ? expect - b->len : READ_CHUNK;
-		want = want < room ? want : room;
-		int rc = buf_reserve(b, want);
-		if (rc < 0)
-			return fault_set(f, rc, "%s: cannot read: %s", path, status_text(rc));
-
 		uint8_t probe;
-		ssize_t n = want > 0 ? read(fd, b->data + b->len, want) : read(fd, &probe, 1);
+		size_t spare = spare_for_read(b);
+		ssize_t n = spare > 0 ? read(fd, b->data + b->len, spare) : read(fd, &probe, 1);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
 			return fault_set(f, ST_IO, "%s: cannot read: %s", path, strerror(errno));
 		if (n == 0)
 			return 0;
-		if (want == 0) {
+		if (spare == 0) {
 			mem_wipe(&probe, 1);
 			return fault_set(f, ST_FULL, "%s: larger than %zu bytes", path, b->max);
 		}
@@ -261,7 +271,11 @@ static int read_regular(int fd, struct buf *b, const char *path, struct fault *f
 		return fault_set(f, ST_INVALID, "%s: not a regular file", path);
 	if (st.st_size > 0 && (uintmax_t)st.st_size > b->max)
 		return fault_set(f, ST_FULL, "%s: larger than %zu bytes", path, b->max);
-	return read_all(fd, b, (size_t)st.st_size, path, f);
+	/* One more than the size, so that the end is seen without growing again. */
+	size_t expect = (size_t)st.st_size + 1;
+	size_t room = room_left(b);
+	ALWAYS(buf_reserve(b, expect < room ? expect : room) == 0);
+	return read_all(fd, b, path, f);
 }
 
 int buf_read_file(struct buf *b, const char *path, struct fault *f)

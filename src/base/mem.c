@@ -39,8 +39,7 @@ _Noreturn void always_failed(const char *expr, const char *file, int line, const
 	char text[512];
 	int n = snprintf(text, sizeof(text), "refreshd: %s:%d: %s: broken invariant: %s\n", file, line, func, expr);
 
-	if (n < 0)
-		n = 0;
+	n = n > 0 ? n : 0;
 	if ((size_t)n >= sizeof(text)) {
 		n = sizeof(text) - 1;
 		text[n - 1] = '\n';

@@ -53,16 +53,16 @@ int fault_set(struct fault *f, int code, const char *fmt, ...)
 int fault_wrap(struct fault *f, int code, const char *fmt, ...)
 {
 	char tmp[2 * sizeof(f->text) + 4];
+	size_t room = sizeof(f->text) + 4;
 	va_list ap;
 
 	if (f == NULL)
 		return code;
 	va_start(ap, fmt);
-	int n = vsnprintf(tmp, sizeof(f->text), fmt, ap);
+	int n = vsnprintf(tmp, room, fmt, ap);
 	va_end(ap);
-	if (n < 0)
-		n = 0;
-	size_t used = (size_t)n < sizeof(f->text) ? (size_t)n : sizeof(f->text) - 1;
+	n = n > 0 ? n : 0;
+	size_t used = (size_t)n < room ? (size_t)n : room - 1;
 	bool has_text = f->text[0] != '\0';
 	snprintf(tmp + used, sizeof(tmp) - used, "%s%s", has_text ? ": " : "", f->text);
 	if (f->code == ST_OK)
