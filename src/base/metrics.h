@@ -27,15 +27,21 @@ struct series *metrics_get(enum metric m, const char *l1, const char *l2);
 
 void series_add(struct series *s, uint64_t n);	/* counter */
 void series_set(struct series *s, double v);	/* gauge */
-void series_observe(struct series *s, double v);/* histogram */
+void series_observe(struct series *s, double v);/* histogram; NaN and infinity count in +Inf and stay out of the sum */
 double series_value(const struct series *s);	/* counter or gauge value; a histogram's count. For tests and STATUS. */
 
 #define metrics_inc(m, l1, l2) series_add(metrics_get((m), (l1), (l2)), 1)
 #define metrics_set(m, l1, l2, v) series_set(metrics_get((m), (l1), (l2)), (v))
 
-/* The text exposition format 0.0.4, with HELP and TYPE for every metric, series in stable order. */
+/*
+ * Appends the text exposition format 0.0.4, with HELP and TYPE for every metric, series in stable order (table, then
+ * labels). Metrics without labels are always there. ST_FULL.
+ */
 int metrics_render(struct buf *out) MUST_USE;
-/* Drop all series of one metric (gauges of things that are gone), or everything. */
+/*
+ * Drop all series of one metric (gauges of things that are gone), or everything. After a clear handles are still
+ * valid: the series is back, from zero, once it is got or touched again. After a reset none is.
+ */
 void metrics_clear(enum metric m);
 void metrics_reset(void);
 
