@@ -1,0 +1,58 @@
+/*
+ * store - the daemon's door to Postgres: pool, instance, schema check, and whether writing is possible now.
+ *
+ * Every SQL statement of the daemon lives in store*.c, as a named constant beside the function that binds it.
+ * Postgres only ever sees sealed tokens, and only as bind parameters.
+ */
+#ifndef REFRESHD_SERVICE_STORE_H
+#define REFRESHD_SERVICE_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "io/loop.h"
+#include "io/pgpool.h"
+#include "model/conf.h"
+
+struct store;
+
+#define STORE_STATE_LIST(X)                                                                            \
+	X(STORE_CONNECTING, "connecting")   /* no connection yet, or none any more */                  \
+	X(STORE_CHECKING, "checking")	    /* connected; schema and instance not confirmed yet */     \
+	X(STORE_READY, "ready")		    /* schema fits, the instance row is ours, writes succeed */ \
+	X(STORE_READ_ONLY, "read_only")	    /* connected, and the last write was refused */            \
+	X(STORE_FULL, "full")		    /* the server has no space or memory */                    \
+	X(STORE_WRONG_SCHEMA, "wrong_schema") /* missing, older or newer: `refreshctl migrate` */      \
+	X(STORE_FENCED, "fenced")	    /* another process took our instance name */
+enum store_state {
+#define X(id, word) id,
+	STORE_STATE_LIST(X)
+#undef X
+};
+const char *store_state_word(enum store_state s);
+
+/* Called in a later turn on every change; `why` is a sentence for a person. */
+typedef void store_state_fn(void *arg, enum store_state s, const struct fault *why);
+
+/* `home` names the journal (16 bytes kept beside it): an instance that comes back with the same home may recover its own
+ * in-doubt rows at once. */
+int store_new(struct loop *l, struct resolver *r, const struct conf *c, const uint8_t home[16], struct store **out, struct fault *f) MUST_USE;
+void store_free(struct store *s);
+void store_on_state(struct store *s, store_state_fn *fn, void *arg);
+enum store_state store_state(const struct store *s);
+/* READY, and a write was confirmed in the last 10 s or a heartbeat is not overdue: no token is spent otherwise. */
+bool store_writable(const struct store *s);
+int64_t store_epoch(const struct store *s);	     /* ours; 0 before READY */
+int64_t store_previous_epoch(const struct store *s); /* of the same home; 0: none */
+unsigned store_live_instances(const struct store *s);/* at least 1; ourselves included */
+/* The heartbeat; call every poll interval. Also the proof of writability while nothing else is written. */
+void store_heartbeat(struct store *s);
+/* On SIGTERM: tells the others that we are gone, so that they take over at once. Then fn. */
+void store_goodbye(struct store *s, loop_fn *fn, void *arg);
+void store_set_pool_waits(struct store *s, void (*fn)(void *arg, int64_t us), void *arg);
+
+/* For store_*.c: sends, and watches the outcome for the state above. */
+struct pgpool *store_pool(struct store *s);
+int store_send(struct store *s, struct pgtx *t, int64_t wait_us, pgtx_fn *fn, void *arg) MUST_USE;
+
+#endif

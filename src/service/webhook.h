@@ -1,0 +1,27 @@
+/*
+ * webhook - delivers the outbox: fan out, claim, sign, POST, retry, switch off.
+ *
+ * At least once; the id of an event is stable over its retries. Every endpoint has its own in-flight limit and its
+ * own queue, so a dead receiver delays nobody; deliveries never share a connection pool with refreshes. Addresses are
+ * checked at connect time (netcheck) unless the endpoint allows private ones.
+ */
+#ifndef REFRESHD_SERVICE_WEBHOOK_H
+#define REFRESHD_SERVICE_WEBHOOK_H
+
+#include "io/httpc.h"
+#include "io/loop.h"
+#include "model/conf.h"
+#include "service/store_webhook.h"
+
+struct webhook;
+
+int webhook_new(struct loop *l, struct store *s, struct httpc *h, struct webhook **out, struct fault *f) MUST_USE;
+void webhook_free(struct webhook *w);
+void webhook_set_conf(struct webhook *w, struct conf *c);
+void webhook_start(struct webhook *w);
+void webhook_kick(struct webhook *w); /* an event was committed */
+void webhook_poll(struct webhook *w); /* every poll interval: other daemons' events, due retries */
+void webhook_drain(struct webhook *w, loop_fn *fn, void *arg); /* attempts in flight end, no new ones */
+unsigned webhook_in_flight(const struct webhook *w);
+
+#endif
