@@ -18,10 +18,15 @@ struct jsonw {
 	int error;	 /* first failure, or 0 */
 	unsigned depth;
 	bool comma;
+	size_t start; /* length of out at jsonw_init */
 };
 
 void jsonw_init(struct jsonw *w, struct buf *out);
-int jsonw_end(struct jsonw *w) MUST_USE; /* 0, ST_FULL, or ST_INVALID for text that was not UTF-8 (written as U+FFFD) */
+/*
+ * 0, ST_FULL (out is cut back to what it held at jsonw_init), or ST_INVALID for text that was not UTF-8 (whole JSON,
+ * with U+FFFD for every bad byte).
+ */
+int jsonw_end(struct jsonw *w) MUST_USE;
 void jsonw_object(struct jsonw *w, const char *key); /* key NULL inside arrays and at the top */
 void jsonw_object_end(struct jsonw *w);
 void jsonw_array(struct jsonw *w, const char *key);
@@ -29,7 +34,7 @@ void jsonw_array_end(struct jsonw *w);
 void jsonw_str(struct jsonw *w, const char *key, const char *s); /* NULL writes null */
 void jsonw_strn(struct jsonw *w, const char *key, const char *s, size_t n);
 void jsonw_int(struct jsonw *w, const char *key, int64_t v);
-void jsonw_double(struct jsonw *w, const char *key, double v); /* shortest round-trip form; NaN and infinity write null */
+void jsonw_double(struct jsonw *w, const char *key, double v); /* shortest round-trip form, ECMAScript's notation; NaN and infinity write null */
 void jsonw_bool(struct jsonw *w, const char *key, bool v);
 void jsonw_null(struct jsonw *w, const char *key);
 void jsonw_raw(struct jsonw *w, const char *key, const char *json, size_t n); /* already JSON */
