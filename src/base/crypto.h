@@ -19,17 +19,21 @@
 
 #define KEYRING_ID_BYTES 32 /* longest key id, with its NUL */
 
-/* A keyring: the first key seals, all open. Reference-counted; immutable once loaded. */
+/* A keyring: the first key seals, all open. Reference-counted; its keys never change. For one thread. */
 struct keyring;
-/* Lines "<key id> <base64 of 32 bytes>", '#' comments and blank lines allowed. The fault gives `name`:line. */
+/*
+ * Lines "<key id> <base64 of 32 bytes>", '#' comments and blank lines allowed; a key id is 1..31 of A-Z a-z 0-9 . _ -
+ * ST_SYNTAX, ST_EXISTS (key id twice), ST_INVALID (wrong length, no key at all), ST_CRYPTO; the fault gives `name`:line.
+ */
 int keyring_parse(const char *name, const char *text, size_t n, struct keyring **out, struct fault *f) MUST_USE;
 int keyring_load(const char *path, struct keyring **out, struct fault *f) MUST_USE;
 struct keyring *keyring_ref(struct keyring *k);
 void keyring_unref(struct keyring *k); /* NULL is fine; the last one wipes the keys */
 const char *keyring_first_id(const struct keyring *k);
 bool keyring_has(const struct keyring *k, const char *id);
+void keyring_set_seals_per_salt(struct keyring *k, uint32_t n); /* 1..2^24, 2^24 at first; a test sets less */
 
-/* Appends the sealed form to `out`. ST_FULL, ST_CRYPTO. */
+/* Appends the sealed form to `out`, which must not hold `plain`. ST_FULL, ST_CRYPTO. */
 int crypto_seal(struct keyring *k, const void *aad, size_t aad_len, const void *plain, size_t n, struct buf *out) MUST_USE;
 /* Appends the plain text to `out` (a secret buffer). ST_NO_KEY, ST_CRYPTO (wrong AAD, torn or forged bytes), ST_FULL. */
 int crypto_open(struct keyring *k, const void *aad, size_t aad_len, const void *sealed, size_t n, struct buf *out) MUST_USE;
