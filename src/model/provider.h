@@ -131,6 +131,8 @@ struct client {
 
 void provider_free(struct provider *p); /* NULL is fine */
 void client_free(struct client *c);
+void named_templates_free(struct named_template *v, size_t n);
+void named_pointers_free(struct named_pointer *v, size_t n);
 void strlist_add(struct strlist *l, const char *s);
 bool strlist_has(const struct strlist *l, const char *s);
 void strlist_fini(struct strlist *l);

@@ -25,11 +25,15 @@ int template_parse(const char *text, struct template **out, struct fault *f) MUS
 void template_free(struct template *t);
 const char *template_text(const struct template *t); /* as written */
 bool template_is_constant(const struct template *t);
+/* The i-th variable's name, borrowed, with *source "settings", "metadata" or "capture"; NULL past the last one. */
+const char *template_variable(const struct template *t, size_t i, const char **source);
+/* Appends the text with `stand_in` for every variable: lets a URL's form be checked before there are values. ST_FULL. */
+int template_outline(const struct template *t, const char *stand_in, struct buf *out) MUST_USE;
 
 enum template_use { TEMPLATE_URL, TEMPLATE_VALUE };
 /* Appends. ST_NOT_FOUND: the fault names the missing variable. ST_INVALID: a value has a character that is not allowed
- * there (the value itself is not repeated). TEMPLATE_VALUE refuses control bytes only. Strings, integers and
- * booleans serve as values. */
+ * there (the value itself is not repeated); in a URL also a dot at either end or two in a row. TEMPLATE_VALUE refuses
+ * control bytes only. Strings, integers and booleans serve as values; an empty string counts as missing. ST_FULL. */
 int template_expand(const struct template *t, const struct template_vars *v, enum template_use use, struct buf *out, struct fault *f) MUST_USE;
 
 #endif
