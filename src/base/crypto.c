@@ -99,11 +99,11 @@ static int add_key(struct keyring *k, const struct place *at, const char *id, si
 	size_t known = find_key(k, id, id_len);
 
 	if (known < k->len)
-		return fault_set(at->fault, ST_EXISTS, "%s:%u: key id %s is already on line %u", at->name, at->line,
-			k->rows[known].id, k->rows[known].line);
+		return fault_set(at->fault, ST_EXISTS, "%s:%u: key id %s is already on line %u", at->name,
+			at->line, k->rows[known].id, k->rows[known].line);
 	if (key->len != KEY_BYTES)
-		return fault_set(at->fault, ST_INVALID, "%s:%u: the key has %zu bytes, it must have %zu", at->name,
-			at->line, key->len, KEY_BYTES);
+		return fault_set(at->fault, ST_INVALID, "%s:%u: the key has %zu bytes, it must have %zu",
+			at->name, at->line, key->len, KEY_BYTES);
 	int rc = buf_append(&k->keys, key->data, KEY_BYTES);
 	if (rc < 0)
 		return fault_set(at->fault, rc, "%s:%u: too many keys", at->name, at->line);
@@ -137,8 +137,8 @@ static int parse_line(struct keyring *k, const struct place *at, const char *s, 
 		;
 	if (!is_key_id(s, id_len))
 		return fault_set(at->fault, ST_SYNTAX,
-			"%s:%u: a line starts with a key id of 1 to %d characters out of A-Z a-z 0-9 . _ -", at->name,
-			at->line, KEYRING_ID_BYTES - 1);
+			"%s:%u: a line starts with a key id of 1 to %d characters out of A-Z a-z 0-9 . _ -",
+			at->name, at->line, KEYRING_ID_BYTES - 1);
 	if (key_at == n)
 		return fault_set(at->fault, ST_SYNTAX, "%s:%u: no key after the key id", at->name, at->line);
 	int rc = base64_decode(&key, s + key_at, n - key_at);
@@ -437,9 +437,10 @@ static bool decrypt(EVP_CIPHER_CTX *ctx, const struct sealed *s, const uint8_t *
 
 	memcpy(tag, s->tag, TAG_BYTES);
 	return EVP_DecryptInit_ex2(ctx, NULL, NULL, s->nonce, NULL) == 1 &&
-		feed_aad(ctx, header, s->header_len, aad, aad_len) && run_body(ctx, to, s->text, s->text_len) &&
-		EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, (int)TAG_BYTES, tag) == 1 &&
-		EVP_DecryptFinal_ex(ctx, to + s->text_len, &len) == 1;
+	       feed_aad(ctx, header, s->header_len, aad, aad_len) &&
+	       run_body(ctx, to, s->text, s->text_len) &&
+	       EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_SET_TAG, (int)TAG_BYTES, tag) == 1 &&
+	       EVP_DecryptFinal_ex(ctx, to + s->text_len, &len) == 1;
 }
 
 int crypto_open(struct keyring *k, const void *aad, size_t aad_len, const void *sealed, size_t n,

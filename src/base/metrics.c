@@ -25,7 +25,11 @@
 enum kind { COUNTER, GAUGE, HISTOGRAM };
 enum bounds { NONE, SECONDS, LATENESS };
 
-static const char *const kind_names[] = { [COUNTER] = "counter", [GAUGE] = "gauge", [HISTOGRAM] = "histogram" };
+static const char *const kind_names[] = {
+	[COUNTER] = "counter",
+	[GAUGE] = "gauge",
+	[HISTOGRAM] = "histogram",
+};
 
 static const double seconds_bounds[] = {
 	0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60,
@@ -53,7 +57,7 @@ struct metric_row {
 
 static const struct metric_row rows[METRIC_COUNT] = {
 #define METRIC(id, type, name_, l1_, l2_, buckets, help_) \
-	[id] = { .name = (name_), .l1 = (l1_), .l2 = (l2_), .help = (help_), .kind = (type), .bounds = (buckets) },
+	[id] = { (name_), (l1_), (l2_), (help_), (type), (buckets) },
 #include "base/metrics.def"
 #undef METRIC
 };

@@ -51,7 +51,8 @@ static int read_key(const char *path, const struct buf *pem, EVP_PKEY **out, str
 	ERR_clear_error();
 	if (asked) {
 		EVP_PKEY_free(key);
-		return fault_set(f, ST_INVALID, "%s: the private key is encrypted; store it without a passphrase", path);
+		return fault_set(f, ST_INVALID,
+			"%s: the private key is encrypted; store it without a passphrase", path);
 	}
 	if (key == NULL)
 		return fault_set(f, ST_SYNTAX, "%s: not a private key in PEM form", path);
@@ -76,19 +77,23 @@ static int check_key(const char *path, const EVP_PKEY *key, enum sign_alg alg, s
 	switch (alg) {
 	case SIGN_ES256:
 		if (!is_p256(key))
-			return fault_set(f, ST_INVALID, "%s: ES256 needs an EC key on P-256, this is a key of %s with %d bits",
-				path, name, EVP_PKEY_get_bits(key));
+			return fault_set(f, ST_INVALID,
+				"%s: ES256 needs an EC key on P-256, this is a key of %s with %d bits", path,
+				name, EVP_PKEY_get_bits(key));
 		return 0;
 	case SIGN_RS256:
 		if (!EVP_PKEY_is_a(key, "RSA"))
-			return fault_set(f, ST_INVALID, "%s: RS256 needs an RSA key, this is a key of %s", path, name);
+			return fault_set(
+				f, ST_INVALID, "%s: RS256 needs an RSA key, this is a key of %s", path, name);
 		if (EVP_PKEY_get_bits(key) < RSA_MIN_BITS)
-			return fault_set(f, ST_INVALID, "%s: the RSA key has %d bits, RS256 needs at least %d", path,
+			return fault_set(f, ST_INVALID,
+				"%s: the RSA key has %d bits, RS256 needs at least %d", path,
 				EVP_PKEY_get_bits(key), RSA_MIN_BITS);
 		return 0;
 	case SIGN_ED25519:
 		if (!EVP_PKEY_is_a(key, "ED25519"))
-			return fault_set(f, ST_INVALID, "%s: Ed25519 needs an Ed25519 key, this is a key of %s", path, name);
+			return fault_set(f, ST_INVALID,
+				"%s: Ed25519 needs an Ed25519 key, this is a key of %s", path, name);
 		return 0;
 	}
 	return fault_set(f, ST_INVALID, "%s: unknown signature algorithm %d", path, (int)alg);
