@@ -51,8 +51,9 @@ void store_heartbeat(struct store *s);
 void store_goodbye(struct store *s, loop_fn *fn, void *arg);
 void store_set_pool_waits(struct store *s, void (*fn)(void *arg, int64_t us), void *arg);
 
-/* For store_*.c: sends, and watches the outcome for the state above. */
+/* For store_*.c: sends, and watches the outcome for the state above. On failure t is freed and nothing is called. */
 struct pgpool *store_pool(struct store *s);
 int store_send(struct store *s, struct pgtx *t, int64_t wait_us, pgtx_fn *fn, void *arg) MUST_USE;
+int64_t store_next_attempt(struct store *s); /* epoch << 40 | counter: unique over all daemons, grows within one */
 
 #endif

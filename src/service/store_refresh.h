@@ -35,7 +35,8 @@ int store_poll(struct store *s, const struct store_cursor *from, int64_t until, 
 /* ---- claim ---- */
 struct store_want {
 	uint8_t id[16];
-	int64_t due_at; /* what the entry said: a row that was moved later is not taken */
+	int64_t attempt_id; /* from store_next_attempt */
+	int64_t due_at;	    /* what the entry said: a row that was moved later is not taken */
 };
 struct store_claimed { /* all pointers borrowed for the callback */
 	uint8_t id[16];
@@ -58,10 +59,10 @@ struct store_claimed { /* all pointers borrowed for the callback */
 	const void *settings; size_t settings_len;	     /* sealed */
 };
 typedef void store_claim_fn(void *arg, int code, enum pg_class class, const struct store_claimed *v, size_t n);
-/* Attempt ids are ours (epoch << 40 | counter). After PG_CLASS_UNKNOWN the leases may be held: nothing was sent, they run out. */
+/* n >= 1. After PG_CLASS_UNKNOWN the leases may be held although nothing was sent: release them. */
 int store_claim(struct store *s, const struct store_want *v, size_t n, int64_t lease_us, int64_t timeout_us, store_claim_fn *fn, void *arg) MUST_USE;
-/* One row as it is now under (id, attempt_id), for the replay of a journalled reply: n is 0 when the fence is lost or it is done. */
-int store_load(struct store *s, const uint8_t id[16], int64_t attempt_id, store_claim_fn *fn, void *arg) MUST_USE;
+/* One row as it is now, whoever holds it, for the replay of a journalled reply: n is 0 when the connection is gone. */
+int store_load(struct store *s, const uint8_t id[16], store_claim_fn *fn, void *arg) MUST_USE;
 
 /* ---- persist ---- */
 struct store_result { /* pointers borrowed for the call */
@@ -124,8 +125,11 @@ typedef void store_gauges_fn(void *arg, int code, const struct store_gauges *g);
 int store_gauges(struct store *s, bool count_states, store_gauges_fn *fn, void *arg) MUST_USE;
 
 /* NOTIFY refreshd_due, '<uuid>': rare operator acts (refresh now, import). */
-typedef void store_notice_fn(void *arg, const uint8_t *id_or_null);
-void store_on_notice(struct store *s, store_notice_fn *fn, void *arg);
+struct store_notice {
+	void (*fn)(void *arg, const uint8_t *id); /* NULL: something may have been missed */
+	void *arg;
+};
+void store_on_notice(struct store *s, struct store_notice *w); /* w lives as long as the store */
 /* The schedule row of one connection, as a one-row poll (n 0: unknown or leased). */
 int store_due_of(struct store *s, const uint8_t id[16], store_poll_fn *fn, void *arg) MUST_USE;
 

@@ -1,0 +1,404 @@
+/*
+ * store - pool, instance row, schema check; turns what happens to statements into one state that others can trust.
+ *
+ * After every (re)connection the schema version is checked and the instance row taken before READY: a primary
+ * that was restored from a backup, or a database that was migrated under us, must not be written to by habit.
+ * Must not: hold a transaction open, keep session state, or retry a statement by itself.
+ */
+#include "service/store.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/metrics.h"
+#include "base/sys.h"
+#include "service/migrations.h"
+
+#define MAGIC UINT32_C(0x73746f72)
+/* A write confirmed this long ago still counts: three heartbeats, at least this. */
+#define WRITABLE_MIN_US (15 * US_PER_S)
+#define RECHECK_US (2 * US_PER_S)
+#define INSTANCE_ALIVE_S 20
+
+struct store {
+	uint32_t magic;
+	struct loop *loop;
+	struct pgpool *pool;
+	struct loop_timer *recheck;
+	struct loop_task report;
+	char *instance;
+	uint8_t home[16];
+	enum store_state state;
+	struct fault why;
+	store_state_fn *on_state;
+	void *on_state_arg;
+	int64_t epoch, previous_epoch;
+	uint64_t attempts;
+	unsigned live;
+	int64_t last_write_us; /* mono, of the last confirmed write */
+	int64_t writable_for_us;
+	bool heartbeat_in_flight;
+	void (*on_wait)(void *arg, int64_t us);
+	void *on_wait_arg;
+	loop_fn *goodbye;
+	void *goodbye_arg;
+};
+
+static const struct pgstmt SQL_CHECK = {
+	"store_check",
+	"SELECT coalesce((SELECT max(version) FROM refreshd.schema_version), 0)",
+};
+/* A heartbeat younger than 20 s from another home means that someone else runs under our name. */
+static const struct pgstmt SQL_ENROL = {
+	"store_enrol",
+	"INSERT INTO refreshd.instance AS i (name, home, epoch, version, started_at, heartbeat_at)"
+	" VALUES ($1, $2, nextval('refreshd.epoch'), $3, now(), now())"
+	" ON CONFLICT (name) DO UPDATE SET home = excluded.home, epoch = excluded.epoch, version = excluded.version,"
+	" previous_epoch = CASE WHEN i.home = excluded.home THEN i.epoch END,"
+	" started_at = now(), heartbeat_at = now(), gone = false"
+	" WHERE i.home = excluded.home OR i.gone OR i.heartbeat_at < now() - $4::int * interval '1 second'"
+	" RETURNING epoch, previous_epoch",
+};
+static const struct pgstmt SQL_HEARTBEAT = {
+	"store_heartbeat",
+	"UPDATE refreshd.instance SET heartbeat_at = now() WHERE name = $1 AND epoch = $2"
+	" RETURNING (SELECT count(*) FROM refreshd.instance"
+	" WHERE NOT gone AND heartbeat_at > now() - $3::int * interval '1 second')",
+};
+static const struct pgstmt SQL_GOODBYE = {
+	"store_goodbye",
+	"UPDATE refreshd.instance SET gone = true, heartbeat_at = now() WHERE name = $1 AND epoch = $2",
+};
+
+const char *store_state_word(enum store_state s)
+{
+	switch (s) {
+#define X(id, word)  \
+	case id:     \
+		return word;
+		STORE_STATE_LIST(X)
+#undef X
+	}
+	return "unknown";
+}
+
+static void report_state(void *arg)
+{
+	struct store *s = arg;
+	MAGIC_CHECK(s, MAGIC);
+	if (s->on_state != NULL)
+		s->on_state(s->on_state_arg, s->state, &s->why);
+}
+
+static void set_state(struct store *s, enum store_state to, const char *why)
+{
+	if (s->state == to)
+		return;
+	s->state = to;
+	(void)fault_set(&s->why, to == STORE_READY ? ST_OK : ST_UNAVAILABLE, "%s", why);
+	loop_defer(s->loop, &s->report);
+}
+
+/* ---- what statements tell about the database ---- */
+
+struct sending {
+	struct store *store;
+	pgtx_fn *fn;
+	void *arg;
+};
+
+static void watch(struct store *s, const struct pgtx_result *r)
+{
+	if (r->class != PG_CLASS_OK)
+		metrics_inc(M_DB_ERRORS, pg_class_word(r->class), NULL);
+	if (s->on_wait != NULL)
+		s->on_wait(s->on_wait_arg, r->wait_us);
+	if (s->state == STORE_CONNECTING || s->state == STORE_WRONG_SCHEMA || s->state == STORE_FENCED)
+		return;
+	if (r->class == PG_CLASS_RESOURCES)
+		set_state(s, STORE_FULL, "the database server has no space or memory left");
+	else if (r->class == PG_CLASS_READ_ONLY)
+		set_state(s, STORE_READ_ONLY, "the database refuses writes: it is read-only");
+	else if (strcmp(r->sqlstate, "42P01") == 0 || strcmp(r->sqlstate, "3F000") == 0 || strcmp(r->sqlstate, "42703") == 0)
+		set_state(s, STORE_CHECKING, "the schema does not fit any more");
+	if (s->state != STORE_READY)
+		loop_timer_after(s->recheck, RECHECK_US);
+}
+
+static void on_sent(void *arg, const struct pgtx_result *r)
+{
+	struct sending *x = arg;
+	struct store *s = x->store;
+	pgtx_fn *fn = x->fn;
+	void *fn_arg = x->arg;
+	MAGIC_CHECK(s, MAGIC);
+	mem_free(x);
+	watch(s, r);
+	fn(fn_arg, r);
+}
+
+int store_send(struct store *s, struct pgtx *t, int64_t wait_us, pgtx_fn *fn, void *arg)
+{
+	struct sending *x = mem_alloc(sizeof *x);
+	*x = (struct sending){ .store = s, .fn = fn, .arg = arg };
+	int e = pgpool_send(s->pool, t, wait_us, on_sent, x);
+	if (e != 0) {
+		mem_free(x);
+		pgtx_free(t);
+	}
+	return e;
+}
+
+static int send_one(struct store *s, const struct pgstmt *stmt, struct pgargs *a, pgtx_fn *fn)
+{
+	struct pgtx *t = pgtx_new();
+	pgtx_add(t, stmt, a);
+	return store_send(s, t, 5 * US_PER_S, fn, s);
+}
+
+/* ---- becoming ready ---- */
+
+static void on_enrolled(void *arg, const struct pgtx_result *r)
+{
+	struct store *s = arg;
+	MAGIC_CHECK(s, MAGIC);
+	if (s->state == STORE_CONNECTING)
+		return; /* the pool went down meanwhile: it starts again when it is up */
+	if (r->class == PG_CLASS_OK && pgresult_rows(&r->results[0]) == 1) {
+		s->epoch = pgresult_int(&r->results[0], 0, 0);
+		s->previous_epoch = pgresult_null(&r->results[0], 0, 1) ? 0 : pgresult_int(&r->results[0], 0, 1);
+		s->last_write_us = sys_mono_us();
+		set_state(s, STORE_READY, "");
+		return;
+	}
+	if (r->class == PG_CLASS_OK)
+		set_state(s, STORE_FENCED, "another refreshd runs under this instance name: give each one its own `instance`");
+	else if (r->class == PG_CLASS_READ_ONLY)
+		set_state(s, STORE_READ_ONLY, "the database refuses writes: it is read-only");
+	else if (r->class == PG_CLASS_RESOURCES)
+		set_state(s, STORE_FULL, "the database server has no space or memory left");
+	loop_timer_after(s->recheck, RECHECK_US);
+}
+
+static void enrol(struct store *s)
+{
+	/* An epoch that is ours stays ours over reconnections: attempts in flight carry it. */
+	if (s->epoch != 0) {
+		store_heartbeat(s);
+		return;
+	}
+	struct pgargs *a = pgargs_new();
+	pgargs_text(a, s->instance);
+	pgargs_uuid(a, s->home);
+	pgargs_text(a, PACKAGE_VERSION);
+	pgargs_i32(a, INSTANCE_ALIVE_S);
+	if (send_one(s, &SQL_ENROL, a, on_enrolled) != 0)
+		loop_timer_after(s->recheck, RECHECK_US);
+}
+
+static void judge_version(struct store *s, int version)
+{
+	char text[160];
+	if (version == SCHEMA_VERSION) {
+		enrol(s);
+		return;
+	}
+	struct fault f = { 0 };
+	(void)fault_set(&f, ST_VERSION, "the database has schema version %d, this program needs %d: %s", version, SCHEMA_VERSION,
+		version < SCHEMA_VERSION ? "run `refreshctl migrate`" : "use a newer refreshd");
+	strncpy(text, f.text, sizeof text - 1);
+	text[sizeof text - 1] = '\0';
+	set_state(s, STORE_WRONG_SCHEMA, text);
+	loop_timer_after(s->recheck, RECHECK_US);
+}
+
+static void on_checked(void *arg, const struct pgtx_result *r)
+{
+	struct store *s = arg;
+	MAGIC_CHECK(s, MAGIC);
+	if (s->state == STORE_CONNECTING)
+		return;
+	if (r->class == PG_CLASS_OK) {
+		judge_version(s, (int)pgresult_int(&r->results[0], 0, 0));
+		return;
+	}
+	if (r->class == PG_CLASS_BUG) { /* no such table or schema, or no right to read it */
+		if (strcmp(r->sqlstate, "42501") == 0)
+			set_state(s, STORE_WRONG_SCHEMA, "the database user has no rights on the schema refreshd");
+		else
+			judge_version(s, 0);
+	}
+	loop_timer_after(s->recheck, RECHECK_US);
+}
+
+static void check(void *arg)
+{
+	struct store *s = arg;
+	MAGIC_CHECK(s, MAGIC);
+	if (!pgpool_is_up(s->pool) || s->state == STORE_READY)
+		return;
+	if (s->state == STORE_CONNECTING)
+		set_state(s, STORE_CHECKING, "checking the schema");
+	if (send_one(s, &SQL_CHECK, pgargs_new(), on_checked) != 0)
+		loop_timer_after(s->recheck, RECHECK_US);
+}
+
+static void on_pool_state(void *arg, bool up, const struct fault *why)
+{
+	struct store *s = arg;
+	MAGIC_CHECK(s, MAGIC);
+	if (up) {
+		check(s);
+		return;
+	}
+	loop_timer_stop(s->recheck);
+	set_state(s, STORE_CONNECTING, why != NULL && why->text[0] != '\0' ? why->text : "no connection to the database");
+}
+
+/* ---- heartbeat ---- */
+
+static void on_heartbeat(void *arg, const struct pgtx_result *r)
+{
+	struct store *s = arg;
+	MAGIC_CHECK(s, MAGIC);
+	s->heartbeat_in_flight = false;
+	if (r->class != PG_CLASS_OK || s->state == STORE_CONNECTING) {
+		if (s->state != STORE_CONNECTING && s->state != STORE_READY)
+			loop_timer_after(s->recheck, RECHECK_US);
+		return;
+	}
+	if (pgresult_rows(&r->results[0]) == 0) {
+		/* Someone took our name, or the row was removed: our leases may be taken over, so stop and enrol anew. */
+		s->epoch = 0;
+		set_state(s, STORE_FENCED, "the instance row was taken over: another refreshd runs under this instance name");
+		loop_timer_after(s->recheck, RECHECK_US);
+		return;
+	}
+	int64_t live = pgresult_int(&r->results[0], 0, 0);
+	s->live = live < 1 ? 1 : (unsigned)live;
+	s->last_write_us = sys_mono_us();
+	set_state(s, STORE_READY, "");
+}
+
+void store_heartbeat(struct store *s)
+{
+	if (s->heartbeat_in_flight || s->epoch == 0 || !pgpool_is_up(s->pool))
+		return;
+	struct pgargs *a = pgargs_new();
+	pgargs_text(a, s->instance);
+	pgargs_i64(a, s->epoch);
+	pgargs_i32(a, INSTANCE_ALIVE_S);
+	s->heartbeat_in_flight = send_one(s, &SQL_HEARTBEAT, a, on_heartbeat) == 0;
+}
+
+static void on_goodbye(void *arg, const struct pgtx_result *r)
+{
+	struct store *s = arg;
+	(void)r; /* a goodbye that fails is a crash to the others: they wait for the heartbeat to age */
+	if (s->goodbye != NULL)
+		s->goodbye(s->goodbye_arg);
+}
+
+void store_goodbye(struct store *s, loop_fn *fn, void *arg)
+{
+	s->goodbye = fn;
+	s->goodbye_arg = arg;
+	struct pgargs *a = pgargs_new();
+	pgargs_text(a, s->instance);
+	pgargs_i64(a, s->epoch);
+	struct pgtx *t = pgtx_new();
+	pgtx_add(t, &SQL_GOODBYE, a);
+	if (store_send(s, t, 2 * US_PER_S, on_goodbye, s) != 0)
+		fn(arg);
+}
+
+/* ---- life ---- */
+
+int store_new(struct loop *l, struct resolver *r, const struct conf *c, const uint8_t home[16], struct store **out, struct fault *f)
+{
+	struct store *s = mem_alloc(sizeof *s);
+	*s = (struct store){ .magic = MAGIC, .loop = l, .state = STORE_CONNECTING, .live = 1 };
+	memcpy(s->home, home, sizeof s->home);
+	s->instance = mem_strdup(c->instance);
+	s->writable_for_us = 3 * c->refresh.poll_interval_us;
+	if (s->writable_for_us < WRITABLE_MIN_US)
+		s->writable_for_us = WRITABLE_MIN_US;
+	(void)fault_set(&s->why, ST_UNAVAILABLE, "not connected to the database yet");
+	loop_task_init(&s->report, report_state, s);
+	s->recheck = loop_timer_new(l, check, s);
+	const struct pgpool_params p = {
+		.url = c->database.url,
+		.application_name = "refreshd",
+		.size = c->database.pool_size,
+		.pooler_transaction = c->database.pooler_transaction,
+		.statement_timeout_us = c->database.statement_timeout_us,
+	};
+	int e = pgpool_new(l, r, &p, &s->pool, f);
+	if (e != 0) {
+		store_free(s);
+		return e;
+	}
+	pgpool_on_state(s->pool, on_pool_state, s);
+	*out = s;
+	return 0;
+}
+
+void store_free(struct store *s)
+{
+	if (s == NULL)
+		return;
+	MAGIC_CHECK(s, MAGIC);
+	pgpool_free(s->pool);
+	loop_undefer(s->loop, &s->report);
+	loop_timer_free(s->recheck);
+	mem_free(s->instance);
+	s->magic = 0;
+	mem_free(s);
+}
+
+void store_on_state(struct store *s, store_state_fn *fn, void *arg)
+{
+	s->on_state = fn;
+	s->on_state_arg = arg;
+}
+
+enum store_state store_state(const struct store *s)
+{
+	return s->state;
+}
+
+bool store_writable(const struct store *s)
+{
+	return s->state == STORE_READY && sys_mono_us() - s->last_write_us < s->writable_for_us;
+}
+
+int64_t store_epoch(const struct store *s)
+{
+	return s->epoch;
+}
+
+int64_t store_previous_epoch(const struct store *s)
+{
+	return s->previous_epoch;
+}
+
+unsigned store_live_instances(const struct store *s)
+{
+	return s->live;
+}
+
+void store_set_pool_waits(struct store *s, void (*fn)(void *arg, int64_t us), void *arg)
+{
+	s->on_wait = fn;
+	s->on_wait_arg = arg;
+}
+
+int64_t store_next_attempt(struct store *s)
+{
+	return s->epoch << 40 | (int64_t)(++s->attempts & ((UINT64_C(1) << 40) - 1));
+}
+
+struct pgpool *store_pool(struct store *s)
+{
+	return s->pool;
+}
