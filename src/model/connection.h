@@ -103,8 +103,9 @@ struct conn_change {
 	enum event_type event; /* EVENT_NONE: nothing to tell */
 };
 
-/* The table: (health, event) -> what follows; `has_state` keeps AVAILABLE/ADDED rows apart. Total: every pair
- * has an answer. `first` is true when the pair changes anything. */
+/* The table: (health, event) -> what follows. Total: every pair has an answer. The state adds two rules: a
+ * connection without credentials (AVAILABLE, ADDED) is only changed by events that bring tokens, and tokens that make
+ * a connection callable that was not are told as EVENT_CALLABLE (an import always, a refresh where the row is silent). */
 struct conn_change connection_apply(enum conn_state state, enum conn_health health, enum conn_event ev);
 /* The rows of the table, for the documentation check: NULL past the end. */
 struct conn_rule {
