@@ -22,38 +22,57 @@
 struct journal;
 
 struct journal_params {
-	const char *dir;	/* made (0700) when missing; locked against a second process (ST_EXISTS) */
-	uint64_t segment_bytes; /* 0: 4 MiB */
-	uint64_t max_bytes;	/* total bound; beyond it the journal is not writable. 0: 256 MiB */
+	const char *dir;	/* made (0700) when missing, tightened to 0700; locked against a second process (ST_EXISTS) */
+	uint64_t segment_bytes; /* 0: 4 MiB; at least 4 KiB. A record must fit into one segment */
+	uint64_t max_bytes;	/* total bound; beyond it the journal is not writable. 0: 256 MiB; at least 3 segments */
 	bool sync;		/* false: no fdatasync (refresh.journal_sync: off) */
 };
 
 #define JOURNAL_RECORD_MAX (2u * 1024 * 1024) /* payload bytes */
 
-/* Opens, recovers and starts the writer. ST_DENIED, ST_NO_SPACE, ST_IO, ST_EXISTS (in use), with the path. */
+/*
+ * Opens, recovers and starts the writer. ST_DENIED (also: the directory belongs to another user), ST_NO_SPACE, ST_IO,
+ * ST_EXISTS (in use), ST_RANGE (parameters), ST_VERSION, with the path. When there are records to replay, a full disk
+ * does not stop it: it is open and not writable, so that replay and done can make room.
+ */
 int journal_open(struct loop *l, const struct journal_params *p, struct journal **out, struct fault *f) MUST_USE;
-void journal_close(struct journal *j); /* waits for the writer; callbacks not yet called are dropped; open records stay on disk */
+/* Waits for the writer; callbacks not yet called are dropped; open records stay on disk. Fine inside a callback. */
+void journal_close(struct journal *j);
 
-/* Every record that is not done, oldest first; before the first append. A negative return stops and is returned. */
+/*
+ * Every record that is not done, oldest first; before the first append. A negative return stops and is returned;
+ * ST_IO when a record can no longer be read. fn may call journal_done.
+ */
 int journal_replay(struct journal *j, int (*fn)(void *arg, uint64_t seq, const void *p, size_t n), void *arg) MUST_USE;
 
-/* Copies the payload, returns its sequence number in *seq (numbers only grow, over restarts too). `fn` comes exactly
- * once, in a later turn: 0 when the record is durable, else ST_IO or ST_NO_SPACE (the record may or may not be on disk).
- * ST_UNAVAILABLE when not writable, ST_FULL for a payload over the maximum. */
+/*
+ * Copies the payload, returns its sequence number in *seq (numbers only grow, with gaps, over restarts too). `fn` comes
+ * exactly once, in a later turn: 0 when the record is durable, else ST_IO, ST_DENIED, ST_NO_SPACE, ST_FULL (the total bound)
+ * or ST_UNAVAILABLE; the record may or may not be on disk then, is not open and needs no done.
+ * ST_UNAVAILABLE when there is no place for it, ST_FULL for a payload over the maximum (or over a segment).
+ */
 typedef void journal_fn(void *arg, int code);
 int journal_append(struct journal *j, const void *p, size_t n, journal_fn *fn, void *arg, uint64_t *seq) MUST_USE;
 /* The record is no longer needed. Recorded lazily: a crash may forget it, replay must be idempotent. */
 void journal_done(struct journal *j, uint64_t seq);
 
+/*
+ * The gate before a request is sent: false as soon as the next segment cannot be allocated and the current one is three
+ * quarters full, or the disk lags a segment behind, or no segment works. What it keeps back is for the replies to requests
+ * that are under way: journal_append still takes them while they fit.
+ */
 bool journal_writable(const struct journal *j);
+/* fn comes in a later turn, after each change; `why` (NULL when writable) is valid during the call. */
 void journal_on_state(struct journal *j, void (*fn)(void *arg, bool writable, const struct fault *why), void *arg);
-uint64_t journal_open_records(const struct journal *j);
-uint64_t journal_bytes(const struct journal *j);
+uint64_t journal_open_records(const struct journal *j); /* durable and not done, as of the last group */
+uint64_t journal_bytes(const struct journal *j);	 /* on disk, the spare segment included, as of the last group */
 /* Duration of each group's fdatasync, called in the loop. */
 void journal_on_sync(struct journal *j, void (*fn)(void *arg, int64_t us), void *arg);
 
-/* Read-only look at a directory that may be in use by a daemon: for refreshctl journal. Calls fn for every
- * valid record, done or not. */
+/*
+ * Read-only look at a directory that may be in use by a daemon: for refreshctl journal. Takes no lock. Calls fn once for
+ * every record that is on disk, oldest first, done or not; what is moved or dropped meanwhile may be missed.
+ */
 int journal_inspect(const char *dir, int (*fn)(void *arg, uint64_t seq, bool done, const void *p, size_t n), void *arg, struct fault *f) MUST_USE;
 
 #endif
