@@ -12,7 +12,7 @@
 
 struct alphabet {
 	const char *chars;
-	bool pad;	 /* written when encoding */
+	bool pad;        /* written when encoding */
 	bool pad_needed; /* required when decoding */
 };
 
@@ -50,7 +50,10 @@ static int encode(struct buf *out, const uint8_t *p, size_t n, const struct alph
 	if (rest > 0) {
 		uint32_t v = (uint32_t)p[n - rest] << 16 | (rest == 2 ? (uint32_t)p[n - 1] << 8 : 0);
 		const char group[4] = {
-			a->chars[v >> 18], a->chars[v >> 12 & 63], rest == 2 ? a->chars[v >> 6 & 63] : '=', '=',
+			a->chars[v >> 18],
+			a->chars[v >> 12 & 63],
+			rest == 2 ? a->chars[v >> 6 & 63] : '=',
+			'=',
 		};
 		memcpy(o, group, tail);
 	}

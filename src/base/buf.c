@@ -104,7 +104,8 @@ void buf_added(struct buf *b, size_t n)
 
 static bool is_inside(const struct buf *b, const void *p)
 {
-	return b->data != NULL && (uintptr_t)p >= (uintptr_t)b->data && (uintptr_t)p < (uintptr_t)b->data + b->cap;
+	return b->data != NULL && (uintptr_t)p >= (uintptr_t)b->data &&
+	       (uintptr_t)p < (uintptr_t)b->data + b->cap;
 }
 
 int buf_append(struct buf *b, const void *p, size_t n)
@@ -282,7 +283,7 @@ int buf_read_file(struct buf *b, const char *path, struct fault *f)
 {
 	/* O_NONBLOCK: a fifo in place of the file must not hang the daemon at start. */
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-	struct buf whole = { .max = b->max, .secret = b->secret };
+	struct buf whole = {.max = b->max, .secret = b->secret};
 
 	if (fd < 0)
 		return open_fault(f, path, errno);

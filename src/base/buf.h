@@ -39,7 +39,7 @@ int buf_append(struct buf *b, const void *p, size_t n) MUST_USE;
 int buf_puts(struct buf *b, const char *s) MUST_USE;
 int buf_putc(struct buf *b, char c) MUST_USE;
 int buf_printf(struct buf *b, const char *fmt, ...) MUST_USE PRINTF_LIKE(2, 3);
-int buf_vprintf(struct buf *b, const char *fmt, va_list ap) MUST_USE;
+int buf_vprintf(struct buf *b, const char *fmt, va_list ap) MUST_USE PRINTF_LIKE(2, 0);
 int buf_reserve(struct buf *b, size_t n) MUST_USE; /* room for n more bytes */
 void buf_added(struct buf *b, size_t n); /* n bytes were written behind data + len, within what was reserved */
 int buf_set(struct buf *b, const void *p, size_t n) MUST_USE; /* replace the content */

@@ -39,7 +39,7 @@ static void put_text(struct jsonw *w, const char *s)
 
 void jsonw_init(struct jsonw *w, struct buf *out)
 {
-	*w = (struct jsonw){ .out = out, .start = out->len };
+	*w = (struct jsonw){.out = out, .start = out->len};
 }
 
 int jsonw_end(struct jsonw *w)
@@ -54,7 +54,7 @@ static void put_escape(struct jsonw *w, uint8_t c)
 {
 	static const char digits[] = "0123456789abcdef";
 	static const char letters[] = "btn?fr"; /* 0x08..0x0d; 0x0b has none */
-	char text[6] = { '\\', 'u', '0', '0', digits[c >> 4], digits[c & 15] };
+	char text[6] = {'\\', 'u', '0', '0', digits[c >> 4], digits[c & 15]};
 
 	if (c == '"' || c == '\\')
 		text[1] = (char)c;
@@ -233,8 +233,6 @@ static void shortest(struct decimal *d, double v)
 	}
 	if (!reads_back(d, v))
 		round_to(d, v, 17);
-	while (d->count > 1 && d->digits[d->count - 1] == '0')
-		d->digits[--d->count] = '\0';
 }
 
 /* ECMA-262 Number::toString. */

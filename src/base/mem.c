@@ -37,7 +37,8 @@ static _Noreturn void die_no_memory(void)
 _Noreturn void always_failed(const char *expr, const char *file, int line, const char *func)
 {
 	char text[512];
-	int n = snprintf(text, sizeof(text), "refreshd: %s:%d: %s: broken invariant: %s\n", file, line, func, expr);
+	int n = snprintf(
+		text, sizeof(text), "refreshd: %s:%d: %s: broken invariant: %s\n", file, line, func, expr);
 
 	n = n > 0 ? n : 0;
 	if ((size_t)n >= sizeof(text)) {

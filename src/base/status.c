@@ -74,8 +74,8 @@ int fault_wrap(struct fault *f, int code, const char *fmt, ...)
 const char *status_text(int code)
 {
 	switch (code) {
-#define X(name, value, text) \
-	case name: \
+#define X(name, value, text)                                                                                 \
+	case name:                                                                                           \
 		return text;
 		STATUS_LIST(X)
 #undef X

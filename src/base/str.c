@@ -75,7 +75,12 @@ int str_parse_bool(const char *s, size_t n, bool *out)
 		const char *word;
 		bool value;
 	} words[] = {
-		{ "yes", true }, { "no", false }, { "true", true }, { "false", false }, { "on", true }, { "off", false },
+		{"yes", true},
+		{"no", false},
+		{"true", true},
+		{"false", false},
+		{"on", true},
+		{"off", false},
 	};
 
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
@@ -219,7 +224,7 @@ static char *hex_write(char *o, const uint8_t *p, size_t n)
 }
 
 /* Bytes of each group between the hyphens. */
-static const uint8_t uuid_groups[] = { 4, 2, 2, 2, 6 };
+static const uint8_t uuid_groups[] = {4, 2, 2, 2, 6};
 
 int str_parse_uuid(const char *s, size_t n, uint8_t out[16])
 {

@@ -18,12 +18,12 @@ static const struct {
 	int64_t us;
 } units[] = {
 	/* Largest first: the first that divides a value gives its shortest text. */
-	{ "d", DAY_S *SECOND_US },
-	{ "h", 3600 * SECOND_US },
-	{ "m", 60 * SECOND_US },
-	{ "s", SECOND_US },
-	{ "ms", 1000 },
-	{ "us", 1 },
+	{"d", 86400 * SECOND_US},
+	{"h", 3600 * SECOND_US},
+	{"m", 60 * SECOND_US},
+	{"s", SECOND_US},
+	{"ms", 1000},
+	{"us", 1},
 };
 
 #define N_UNITS (sizeof(units) / sizeof(units[0]))
@@ -47,7 +47,8 @@ int str_parse_duration_us(const char *s, size_t n, int64_t *out)
 		*out = 0;
 		return 0;
 	}
-	while (u < N_UNITS && (strlen(units[u].unit) != unit_len || memcmp(units[u].unit, s + digits, unit_len) != 0))
+	while (u < N_UNITS &&
+		(strlen(units[u].unit) != unit_len || memcmp(units[u].unit, s + digits, unit_len) != 0))
 		u++;
 	if (u == N_UNITS)
 		return ST_SYNTAX;
@@ -90,7 +91,7 @@ static bool is_leap_year(int64_t year)
 
 static int days_in_month(int64_t year, int month)
 {
-	static const int days[] = { 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31 };
+	static const int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
 
 	return month == 2 && is_leap_year(year) ? 29 : days[month - 1];
 }
@@ -133,7 +134,7 @@ static int wall_from_civil(const struct civil *c, int64_t *wall_us)
 	if (c->hour > 23 || c->minute > 59 || c->second > 60)
 		return ST_RANGE;
 	int64_t minutes = days_from_civil(c->year, c->month, c->day) * 1440 + c->hour * 60 + c->minute -
-		c->offset_s / 60;
+			  c->offset_s / 60;
 	if (leap && floor_div(minutes, 1440) * 1440 + 1439 != minutes)
 		return ST_RANGE;
 	int64_t us = leap ? minutes * 60 * SECOND_US + 60 * SECOND_US - 1
@@ -187,7 +188,7 @@ static void take_text(struct cursor *c, const char *want)
 /* One of two spellings of a letter. */
 static void take_letter(struct cursor *c, char upper_case, char lower_case)
 {
-	const char text[2] = { next_is(c, lower_case) ? lower_case : upper_case, '\0' };
+	const char text[2] = {next_is(c, lower_case) ? lower_case : upper_case, '\0'};
 
 	take_text(c, text);
 }
@@ -247,8 +248,8 @@ static int take_offset(struct cursor *c, struct civil *t)
 
 int str_parse_rfc3339(const char *s, size_t n, int64_t *wall_us)
 {
-	struct cursor c = { .s = s, .left = n, .bad = false };
-	struct civil t = { .us = 0 };
+	struct cursor c = {.s = s, .left = n, .bad = false};
+	struct civil t = {.us = 0};
 
 	t.year = take_digits(&c, 4);
 	take_text(&c, "-");
@@ -303,11 +304,11 @@ void str_format_iso_ms(int64_t wall_us, char out[STR_ISO_BYTES])
 
 /* --- HTTP dates, RFC 9110 5.6.7 */
 
-static const char *const month_names[] = { "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
-	"Nov", "Dec" };
-static const char *const day_names[] = { "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun" };
-static const char *const long_day_names[] = { "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday",
-	"Sunday" };
+static const char *const month_names[] = {
+	"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+static const char *const day_names[] = {"Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"};
+static const char *const long_day_names[] = {
+	"Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"};
 
 static int take_month(struct cursor *c)
 {
@@ -363,8 +364,8 @@ static void take_asctime(struct cursor *c, struct civil *t)
 
 int str_parse_http_date(const char *s, size_t n, int64_t *wall_us)
 {
-	struct cursor c = { .s = s, .left = n, .bad = false };
-	struct civil t = { .us = 0 };
+	struct cursor c = {.s = s, .left = n, .bad = false};
+	struct civil t = {.us = 0};
 	int64_t us;
 
 	int weekday = take_name(&c, long_day_names, 7);

@@ -103,7 +103,8 @@ static const char *check_name(struct span host, const char **at)
 			return "byte not allowed in a host name";
 	}
 	*at = host.s;
-	return ends_in_number(host) && !is_ipv4(host) ? "host is a number, yet no IPv4 address of four parts" : NULL;
+	return ends_in_number(host) && !is_ipv4(host) ? "host is a number, yet no IPv4 address of four parts"
+						      : NULL;
 }
 
 /* --- URLs */
@@ -116,7 +117,7 @@ static int split_scheme(const char *s, struct pieces *p, struct fault *f)
 		return bad(f, s, s, "no http:// or https:// in front");
 	if (!str_eq_nocase(s, n, "http") && !str_eq_nocase(s, n, "https"))
 		return bad(f, s, s, "scheme is neither http nor https");
-	p->scheme = (struct span){ s, n };
+	p->scheme = (struct span){s, n};
 	return 0;
 }
 
@@ -136,15 +137,16 @@ static int split_port(const char *url, struct span text, struct pieces *p, struc
 	return 0;
 }
 
-static int split_bracketed(const char *url, struct span auth, struct pieces *p, struct span *rest, struct fault *f)
+static int split_bracketed(
+	const char *url, struct span auth, struct pieces *p, struct span *rest, struct fault *f)
 {
 	const char *end = memchr(auth.s, ']', auth.n);
 
 	if (end == NULL)
 		return bad(f, url, auth.s, "no ] behind the IPv6 address");
-	p->host = (struct span){ auth.s + 1, (size_t)(end - auth.s) - 1 };
+	p->host = (struct span){auth.s + 1, (size_t)(end - auth.s) - 1};
 	p->bracketed = true;
-	*rest = (struct span){ end + 1, auth.n - p->host.n - 2 };
+	*rest = (struct span){end + 1, auth.n - p->host.n - 2};
 	return is_ipv6(p->host) ? 0 : bad(f, url, auth.s + 1, "no IPv6 address within the brackets");
 }
 
@@ -161,8 +163,8 @@ static int split_authority(const char *url, struct span auth, struct pieces *p, 
 	}
 	const char *colon = memchr(auth.s, ':', auth.n);
 	size_t n = colon != NULL ? (size_t)(colon - auth.s) : auth.n;
-	p->host = (struct span){ auth.s, n };
-	rest = (struct span){ auth.s + n, auth.n - n };
+	p->host = (struct span){auth.s, n};
+	rest = (struct span){auth.s + n, auth.n - n};
 	if (n == 0)
 		return bad(f, url, auth.s, "no host");
 	const char *place = auth.s;
@@ -217,7 +219,7 @@ static void assemble(const struct pieces *p, struct url *out)
 
 int url_parse(const char *s, struct url *out, struct fault *f)
 {
-	struct pieces p = { .bracketed = false };
+	struct pieces p = {.bracketed = false};
 	size_t len = strnlen(s, URL_MAX_BYTES + 1);
 
 	if (len > URL_MAX_BYTES)
@@ -231,10 +233,10 @@ int url_parse(const char *s, struct url *out, struct fault *f)
 		return rc;
 	const char *auth = s + p.scheme.n + strlen("://");
 	size_t n = strcspn(auth, "/?#");
-	rc = split_authority(s, (struct span){ auth, n }, &p, f);
+	rc = split_authority(s, (struct span){auth, n}, &p, f);
 	if (rc < 0)
 		return rc;
-	p.path = (struct span){ auth + n, strlen(auth + n) };
+	p.path = (struct span){auth + n, strlen(auth + n)};
 	rc = check_path(s, p.path, f);
 	if (rc < 0)
 		return rc;
@@ -245,12 +247,12 @@ int url_parse(const char *s, struct url *out, struct fault *f)
 void url_fini(struct url *u)
 {
 	mem_free(u->scheme); /* the block of all three */
-	*u = (struct url){ .scheme = NULL };
+	*u = (struct url){.scheme = NULL};
 }
 
 bool url_is_loopback(const struct url *u)
 {
-	struct span host = { u->host, strlen(u->host) };
+	struct span host = {u->host, strlen(u->host)};
 	struct in_addr v4;
 	struct in6_addr v6;
 
@@ -273,8 +275,9 @@ static int parse_unix(const char *s, struct listen_addr *out, struct fault *f)
 	if (str_has_ctl(path, n))
 		return bad(f, s, path, "control byte in the path");
 	if (n >= sizeof(out->path))
-		return fault_set(f, ST_RANGE, "path of a unix socket longer than %zu bytes", sizeof(out->path) - 1);
-	*out = (struct listen_addr){ .is_unix = true };
+		return fault_set(
+			f, ST_RANGE, "path of a unix socket longer than %zu bytes", sizeof(out->path) - 1);
+	*out = (struct listen_addr){.is_unix = true};
 	memcpy(out->path, path, n + 1);
 	return 0;
 }
@@ -288,16 +291,16 @@ int listen_addr_parse(const char *s, struct listen_addr *out, struct fault *f)
 	const char *colon = strrchr(s, ':');
 	if (colon == NULL)
 		return bad(f, s, s, "neither address:port nor [v6]:port nor unix:/path");
-	struct span host = { s, (size_t)(colon - s) };
+	struct span host = {s, (size_t)(colon - s)};
 	bool bracketed = host.n >= 2 && s[0] == '[' && colon[-1] == ']';
 	if (bracketed)
-		host = (struct span){ s + 1, host.n - 2 };
+		host = (struct span){s + 1, host.n - 2};
 	bool good = bracketed ? is_ipv6(host) : is_ipv4(host) || str_eq_nocase(host.s, host.n, "localhost");
 	if (!good)
 		return bad(f, s, s, "no IP address (IPv6 goes in brackets) and not localhost");
 	if (str_parse_u64(colon + 1, strlen(colon + 1), &port) < 0 || port > UINT16_MAX)
 		return bad(f, s, colon + 1, "port is no number from 0 to 65535");
-	*out = (struct listen_addr){ .port = (uint16_t)port };
+	*out = (struct listen_addr){.port = (uint16_t)port};
 	copy_lower(out->host, host);
 	return 0;
 }
