@@ -3,7 +3,6 @@
  */
 #include "unit/unit.h"
 
-#include <inttypes.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
