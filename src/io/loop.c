@@ -101,26 +101,6 @@ int loop_new(struct loop **out, struct fault *f)
 	return 0;
 }
 
-void loop_free(struct loop *l)
-{
-	if (l == NULL)
-		return;
-	MAGIC_CHECK(l, LOOP_MAGIC);
-	ALWAYS(l->timers == NULL);
-	while (l->watches != NULL) {
-		struct watch *w = l->watches;
-		l->watches = w->next;
-		event_del(&w->ev);
-		if (w->fd >= 0)
-			close(w->fd);
-		mem_free(w);
-	}
-	event_del(&l->wait_cap);
-	event_base_free(l->base);
-	l->magic = 0;
-	mem_free(l);
-}
-
 struct event_base *loop_base(struct loop *l)
 {
 	return l->base;
@@ -154,6 +134,32 @@ static void run_tasks(struct loop *l)
 		loop_undefer(l, t);
 		t->fn(t->arg);
 	}
+}
+
+void loop_free(struct loop *l)
+{
+	if (l == NULL)
+		return;
+	MAGIC_CHECK(l, LOOP_MAGIC);
+	ALWAYS(l->timers == NULL);
+	while (l->watches != NULL) {
+		struct watch *w = l->watches;
+		l->watches = w->next;
+		event_del(&w->ev);
+		if (w->fd >= 0)
+			close(w->fd);
+		mem_free(w);
+	}
+	event_del(&l->wait_cap);
+	/* Canceled name queries and freed streams end in calls that the library still holds, and these in
+	 * deferred calls of their owners: they own memory, and nobody else is left who could be called. */
+	do {
+		ALWAYS(event_base_loop(l->base, EVLOOP_ONCE | EVLOOP_NONBLOCK) >= 0);
+		run_tasks(l);
+	} while (event_base_get_num_events(l->base, EVENT_BASE_COUNT_ACTIVE) > 0 || l->first != NULL);
+	event_base_free(l->base);
+	l->magic = 0;
+	mem_free(l);
 }
 
 static void end_turn(struct loop *l)

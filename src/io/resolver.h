@@ -39,7 +39,7 @@ int resolver_reload(struct resolver *r, struct fault *f) MUST_USE;
 
 /* code: 0 with addrs, ST_NOT_FOUND (the name does not exist), ST_TIMEOUT or ST_UNAVAILABLE. */
 typedef void resolver_fn(void *arg, int code, const struct resolver_addrs *addrs);
-/* Exactly one call of fn, in a later turn, unless canceled. Equal questions share one query. Never NULL. */
+/* Exactly one call of fn, never from inside this one, unless canceled. Equal questions share one query. Never NULL. */
 struct resolver_query *resolver_lookup(struct resolver *r, const char *host, resolver_fn *fn, void *arg);
 void resolver_cancel(struct resolver_query *q);
 /* The cached, fresh answer or NULL; borrowed until the next turn. Lets the hot path skip a callback. */
