@@ -73,7 +73,10 @@ int pgpool_send(struct pgpool *p, struct pgtx *t, int64_t wait_us, pgtx_fn *fn, 
 
 bool pgpool_is_up(const struct pgpool *p); /* at least one connection is ready */
 unsigned pgpool_connected(const struct pgpool *p);
-/* fn on each change of is_up; code and fault say why it went down (no secret, no statement text). */
+/* Why the last attempt failed or the last connection was lost, also while others are up; code 0: nothing has failed yet. Borrowed. */
+const struct fault *pgpool_last_fault(const struct pgpool *p);
+/* fn on each change of is_up, and when the first attempt of all fails; code and fault say why it went down (no secret,
+ * no statement text). */
 void pgpool_on_state(struct pgpool *p, void (*fn)(void *arg, bool up, const struct fault *why), void *arg);
 
 /* LISTEN on a connection of its own; fn gets each payload. fn with NULL after a (re)connection: something
