@@ -32,6 +32,7 @@
 #define TAG_BYTES ((size_t)16)
 #define HEADER_MAX (2 + (KEYRING_ID_BYTES - 1) + SALT_BYTES + NONCE_BYTES)
 #define FILE_BYTES ((size_t)65536)
+#define KEYS_MAX ((size_t)2048) /* more than a file can hold */
 #define CACHE_SIZE ((size_t)64)
 #define SEALS_PER_SALT (UINT32_C(1) << 24)
 
@@ -106,7 +107,7 @@ static int add_key(struct keyring *k, const struct place *at, const char *id, si
 			at->name, at->line, key->len, KEY_BYTES);
 	int rc = buf_append(&k->keys, key->data, KEY_BYTES);
 	if (rc < 0)
-		return fault_set(at->fault, rc, "%s:%u: too many keys", at->name, at->line);
+		return fault_set(at->fault, rc, "%s:%u: more than %zu keys", at->name, at->line, KEYS_MAX);
 	if (k->len == k->cap) {
 		k->cap = k->cap > 0 ? k->cap * 2 : 4;
 		k->rows = mem_realloc(k->rows, k->cap, sizeof(*k->rows));
@@ -185,7 +186,7 @@ int keyring_parse(const char *name, const char *text, size_t n, struct keyring *
 
 	k->refs = 1;
 	k->seals_per_salt = SEALS_PER_SALT;
-	buf_init_secret(&k->keys, SIZE_MAX);
+	buf_init_secret(&k->keys, KEYS_MAX * KEY_BYTES);
 	int rc = parse_lines(k, &at, text, n);
 	if (rc == 0)
 		rc = fetch_algorithms(k, name, f);
@@ -370,7 +371,7 @@ static bool feed_aad(EVP_CIPHER_CTX *ctx, const uint8_t *header, size_t header_l
 		(aad_len == 0 || EVP_CipherUpdate(ctx, NULL, &len, aad, (int)aad_len) == 1);
 }
 
-/* The body of a text without a byte has no update: libcrypto would take a NULL for AAD. */
+/* A text without a byte has no update: it may be NULL, and libcrypto does not promise to take that. */
 static bool run_body(EVP_CIPHER_CTX *ctx, uint8_t *to, const uint8_t *from, size_t n)
 {
 	int len;

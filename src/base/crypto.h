@@ -23,7 +23,8 @@
 struct keyring;
 /*
  * Lines "<key id> <base64 of 32 bytes>", '#' comments and blank lines allowed; a key id is 1..31 of A-Z a-z 0-9 . _ -
- * ST_SYNTAX, ST_EXISTS (key id twice), ST_INVALID (wrong length, no key at all), ST_CRYPTO; the fault gives `name`:line.
+ * ST_SYNTAX, ST_EXISTS (key id twice), ST_INVALID (wrong length, no key at all), ST_FULL (over 2048 keys), ST_CRYPTO;
+ * the fault gives `name`:line.
  */
 int keyring_parse(const char *name, const char *text, size_t n, struct keyring **out, struct fault *f) MUST_USE;
 int keyring_load(const char *path, struct keyring **out, struct fault *f) MUST_USE;

@@ -263,13 +263,13 @@ static bool write_all(const uint8_t *p, size_t n)
 	return true;
 }
 
-static void emit(enum log_level level, struct buf *line, size_t prefix_len)
+static void emit(enum log_level level, struct buf *line)
 {
 	int saved = errno;
 
 	if (state.sink != NULL) {
 		state.lost = 0;
-		state.sink(level, buf_str(line) + prefix_len, state.sink_arg);
+		state.sink(level, buf_str(line), state.sink_arg);
 	} else if (buf_putc(line, '\n') == 0 && write_all(line->data, line->len)) {
 		state.lost = 0;
 	} else {
@@ -300,6 +300,6 @@ void log_write(enum log_level level, const char *event, const struct log_kv *kv)
 		rc = build(&line, level, event, too_long);
 	}
 	ALWAYS(rc == 0);
-	emit(level, &line, prefix_len);
+	emit(level, &line);
 	buf_fini(&line);
 }

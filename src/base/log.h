@@ -5,7 +5,9 @@
  * constructor. There is no constructor for a secret buffer and none for free text from outside:
  * K_TEXT takes our own words (a fault text, a file name) and is escaped and cut at 400 bytes.
  * Lines go to stderr, prefixed "<3>".."<7>" when stderr is the journal (JOURNAL_STREAM), so that
- * systemd keeps the priority. Base, model and io never log; services and the daemon do.
+ * systemd keeps the priority. A line beyond 16 KiB keeps its event and says too_long=true; lines that could
+ * not be written are counted by the next one (lines_lost). Base, model and io never log; services and the
+ * daemon do. The process must ignore SIGPIPE.
  */
 #ifndef REFRESHD_BASE_LOG_H
 #define REFRESHD_BASE_LOG_H

@@ -102,7 +102,8 @@ START_TEST(hmac_vectors)
 	crypto_hmac_sha256("Jefe", 4, "what do ya want for nothing?", 28, out);
 	check_hex(out, 32, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
 	memset(key, 0xaa, sizeof(key));
-	crypto_hmac_sha256(key, sizeof(key), "Test Using Larger Than Block-Size Key - Hash Key First", 54, out);
+	crypto_hmac_sha256(
+		key, sizeof(key), "Test Using Larger Than Block-Size Key - Hash Key First", 54, out);
 	check_hex(out, 32, "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54");
 	crypto_hmac_sha256("", 0, "", 0, out);
 	check_hex(out, 32, "b613679a0814d9ec772f95d778c35fc5ff1697c493715653c6c712144292c5ad");
@@ -134,8 +135,9 @@ static uint32_t slow_crc32c(const uint8_t *p, size_t n)
 
 START_TEST(crc32c_vectors)
 {
-	static const uint8_t read_command[48] = { 0x01, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x14, 0, 0, 0, 0, 0,
-		0x04, 0, 0, 0, 0, 0x14, 0, 0, 0, 0x18, 0x28, 0, 0, 0, 0, 0, 0, 0, 0x02, 0, 0, 0, 0, 0, 0, 0 };
+	static const uint8_t read_command[48] = {0x01, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x14,
+		0, 0, 0, 0, 0, 0x04, 0, 0, 0, 0, 0x14, 0, 0, 0, 0x18, 0x28, 0, 0, 0, 0, 0, 0, 0, 0x02, 0, 0,
+		0, 0, 0, 0, 0};
 	uint8_t b[32];
 
 	memset(b, 0, sizeof(b));
@@ -171,7 +173,8 @@ END_TEST
 
 START_TEST(a_keyring_is_read_in_order)
 {
-	static const char text[] = "# first\n\n \t\r\nnew.key-1_A\t " KEY_0 " \t\r\n#old\nk1 " KEY_1 "\nk2   " KEY_2;
+	static const char text[] =
+		"# first\n\n \t\r\nnew.key-1_A\t " KEY_0 " \t\r\n#old\nk1 " KEY_1 "\nk2   " KEY_2;
 	struct keyring *k = ring_of(text);
 
 	ck_assert_str_eq(keyring_first_id(k), "new.key-1_A");
@@ -188,12 +191,16 @@ END_TEST
 START_TEST(a_keyring_takes_many_keys)
 {
 	struct buf text = BUF_INIT(1 << 20);
+	struct fault f = {.code = 0};
 
-	for (int i = 0; i < 100; i++)
+	for (int i = 0; i < 2048; i++)
 		ck_ok(buf_printf(&text, "key%d " KEY_1 "\n", i));
 	struct keyring *k = ring_of(buf_str(&text));
-	ck_assert(keyring_has(k, "key0") && keyring_has(k, "key99") && !keyring_has(k, "key100"));
+	ck_assert(keyring_has(k, "key0") && keyring_has(k, "key2047") && !keyring_has(k, "key2048"));
 	keyring_unref(k);
+	ck_ok(buf_puts(&text, "key2048 " KEY_1 "\n"));
+	ck_assert_int_eq(keyring_parse("ring", buf_str(&text), text.len, &k, &f), ST_FULL);
+	ck_assert_str_eq(f.text, "ring:2049: more than 2048 keys");
 	buf_fini(&text);
 }
 END_TEST
@@ -208,30 +215,32 @@ START_TEST(a_wrong_keyring_names_the_line)
 		int code;
 		const char *fault;
 	} cases[] = {
-		{ "", ST_INVALID, "ring: no key" },
-		{ "# nothing\n\n", ST_INVALID, "ring: no key" },
-		{ "k1 " KEY_1 "\n\nk1 " KEY_2, ST_EXISTS, "ring:3: key id k1 is already on line 1" },
-		{ "k1\n", ST_SYNTAX, "ring:1: no key after the key id" },
-		{ "k1 \t\n", ST_SYNTAX, "ring:1: no key after the key id" },
-		{ "#\nk1 AAAA", ST_INVALID, "ring:2: the key has 3 bytes, it must have 32" },
-		{ "k1 " KEY_1 "AA==", ST_SYNTAX, "ring:1: the key is not valid base64" },
-		{ "k1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", ST_INVALID,
-			"ring:1: the key has 33 bytes, it must have 32" },
-		{ "k1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", ST_SYNTAX, "ring:1: the key is not valid base64" },
-		{ "k1 " KEY_1 " trailing", ST_SYNTAX, "ring:1: the key is not valid base64" },
-		{ "k1 !!!!", ST_SYNTAX, "ring:1: the key is not valid base64" },
-		{ KEY_1 " k1", ST_SYNTAX, "ring:1" BAD_ID },
-		{ KEY_1, ST_SYNTAX, "ring:1" BAD_ID },
-		{ " k1 " KEY_1, ST_SYNTAX, "ring:1" BAD_ID },
-		{ "k/1 " KEY_1, ST_SYNTAX, "ring:1" BAD_ID },
-		{ "k\xc3\xbc " KEY_1, ST_SYNTAX, "ring:1" BAD_ID },
-		{ ID_31 "6 " KEY_1, ST_SYNTAX, "ring:1" BAD_ID },
+		{"", ST_INVALID, "ring: no key"},
+		{"# nothing\n\n", ST_INVALID, "ring: no key"},
+		{"k1 " KEY_1 "\n\nk1 " KEY_2, ST_EXISTS, "ring:3: key id k1 is already on line 1"},
+		{"k1\n", ST_SYNTAX, "ring:1: no key after the key id"},
+		{"k1 \t\n", ST_SYNTAX, "ring:1: no key after the key id"},
+		{"#\nk1 AAAA", ST_INVALID, "ring:2: the key has 3 bytes, it must have 32"},
+		{"k1 " KEY_1 "AA==", ST_SYNTAX, "ring:1: the key is not valid base64"},
+		{"k1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", ST_INVALID,
+			"ring:1: the key has 33 bytes, it must have 32"},
+		{"k1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", ST_SYNTAX,
+			"ring:1: the key is not valid base64"},
+		{"k1 " KEY_1 " trailing", ST_SYNTAX, "ring:1: the key is not valid base64"},
+		{"k1 !!!!", ST_SYNTAX, "ring:1: the key is not valid base64"},
+		{KEY_1 " k1", ST_SYNTAX, "ring:1" BAD_ID},
+		{KEY_1, ST_SYNTAX, "ring:1" BAD_ID},
+		{" k1 " KEY_1, ST_SYNTAX, "ring:1" BAD_ID},
+		{"k/1 " KEY_1, ST_SYNTAX, "ring:1" BAD_ID},
+		{"k\xc3\xbc " KEY_1, ST_SYNTAX, "ring:1" BAD_ID},
+		{ID_31 "6 " KEY_1, ST_SYNTAX, "ring:1" BAD_ID},
 	};
 	struct keyring *untouched = (struct keyring *)&untouched, *k = untouched;
 
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		struct fault f = { .code = 0 };
-		ck_assert_int_eq(keyring_parse("ring", cases[i].text, strlen(cases[i].text), &k, &f), cases[i].code);
+		ck_assert_int_eq(
+			keyring_parse("ring", cases[i].text, strlen(cases[i].text), &k, &f), cases[i].code);
 		ck_assert_str_eq(f.text, cases[i].fault);
 		ck_assert_int_eq(f.code, cases[i].code);
 		ck_assert_ptr_eq(k, untouched);
@@ -526,10 +535,33 @@ START_TEST(more_salts_than_the_cache_holds_open)
 }
 END_TEST
 
+START_TEST(two_keys_may_share_a_salt)
+{
+	struct keyring *k = ring_of(RING), *other = ring_of("k2 " KEY_2);
+	struct buf a = BUF_INIT(1000), b = BUF_INIT(1000), out = BUF_INIT_SECRET(1000);
+
+	sys_set(sys_virtual(7));
+	ck_ok(crypto_seal(k, "x", 1, "one", 3, &a));
+	sys_set(sys_virtual(7));
+	ck_ok(crypto_seal(other, "x", 1, "two", 3, &b));
+	ck_assert_int_eq(memcmp(salt_of(&a), salt_of(&b), 16), 0);
+	ck_ok(crypto_open(k, "x", 1, a.data, a.len, &out));
+	ck_ok(crypto_open(k, "x", 1, b.data, b.len, &out));
+	ck_ok(crypto_open(k, "x", 1, a.data, a.len, &out));
+	ck_assert_str_eq(buf_str(&out), "onetwoone");
+	buf_fini(&a);
+	buf_fini(&b);
+	buf_fini(&out);
+	keyring_unref(k);
+	keyring_unref(other);
+}
+END_TEST
+
 START_TEST(full_buffers_are_left_alone)
 {
 	struct keyring *k = ring_of(RING);
-	struct buf small = BUF_INIT(51), right = BUF_INIT(52), out = BUF_INIT_SECRET(3), fits = BUF_INIT_SECRET(4);
+	struct buf small = BUF_INIT(51), right = BUF_INIT(52), out = BUF_INIT_SECRET(3),
+		   fits = BUF_INIT_SECRET(4);
 
 	ck_assert_int_eq(crypto_seal(k, "", 0, "text", 4, &small), ST_FULL);
 	ck_assert_uint_eq(small.len, 0);
@@ -740,7 +772,8 @@ START_TEST(rs256_signs)
 		ck_assert(!verify(key, "SHA256", "claimz", 6, out.data, out.len));
 		signer_unref(s);
 	}
-	check_load_fails(SIGN_ES256, ST_INVALID, "ES256 needs an EC key on P-256, this is a key of RSA with 2048 bits");
+	check_load_fails(SIGN_ES256, ST_INVALID,
+		"ES256 needs an EC key on P-256, this is a key of RSA with 2048 bits");
 	check_load_fails(SIGN_ED25519, ST_INVALID, "Ed25519 needs an Ed25519 key, this is a key of RSA");
 	buf_fini(&out);
 	EVP_PKEY_free(key);
@@ -763,7 +796,8 @@ START_TEST(ed25519_signs)
 	ck_assert_uint_eq(out.len, 64);
 	signer_unref(s);
 	signer_unref(NULL);
-	check_load_fails(SIGN_ES256, ST_INVALID, "ES256 needs an EC key on P-256, this is a key of ED25519 with 256 bits");
+	check_load_fails(SIGN_ES256, ST_INVALID,
+		"ES256 needs an EC key on P-256, this is a key of ED25519 with 256 bits");
 	check_load_fails(SIGN_RS256, ST_INVALID, "RS256 needs an RSA key, this is a key of ED25519");
 	buf_fini(&out);
 	EVP_PKEY_free(key);
@@ -775,12 +809,14 @@ START_TEST(keys_that_do_not_fit_are_refused)
 	EVP_PKEY *key = new_key("EC", "P-384", 0);
 	write_key(key, PEM_PKCS8);
 	EVP_PKEY_free(key);
-	check_load_fails(SIGN_ES256, ST_INVALID, "ES256 needs an EC key on P-256, this is a key of EC with 384 bits");
+	check_load_fails(
+		SIGN_ES256, ST_INVALID, "ES256 needs an EC key on P-256, this is a key of EC with 384 bits");
 
 	key = new_key("EC", "secp256k1", 0);
 	write_key(key, PEM_PKCS8);
 	EVP_PKEY_free(key);
-	check_load_fails(SIGN_ES256, ST_INVALID, "ES256 needs an EC key on P-256, this is a key of EC with 256 bits");
+	check_load_fails(
+		SIGN_ES256, ST_INVALID, "ES256 needs an EC key on P-256, this is a key of EC with 256 bits");
 
 	key = new_key("RSA", NULL, 1024);
 	write_key(key, PEM_PKCS8);
@@ -801,7 +837,8 @@ START_TEST(files_without_a_usable_private_key_are_refused)
 	EVP_PKEY *key = new_key("EC", "P-256", 0);
 
 	write_key(key, PEM_ENCRYPTED);
-	check_load_fails(SIGN_ES256, ST_INVALID, "the private key is encrypted; store it without a passphrase");
+	check_load_fails(
+		SIGN_ES256, ST_INVALID, "the private key is encrypted; store it without a passphrase");
 	write_key(key, PEM_PUBLIC);
 	check_load_fails(SIGN_ES256, ST_SYNTAX, "not a private key in PEM form");
 	write_file(garbage, strlen(garbage));
@@ -858,6 +895,7 @@ Suite *unit_suite(void)
 	unit_add(tc, keys_rotate);
 	unit_add(tc, salts_last_and_nonces_do_not);
 	unit_add(tc, more_salts_than_the_cache_holds_open);
+	unit_add(tc, two_keys_may_share_a_salt);
 	unit_add(tc, full_buffers_are_left_alone);
 	unit_add(tc, only_sealed_texts_have_a_key_id);
 	unit_add(tc, a_failing_libcrypto_is_reported);

@@ -67,29 +67,30 @@ END_TEST
 
 START_TEST(every_type_has_its_form)
 {
-	static const uint8_t id[16] = { 0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0xfe, 0xdc, 0xba, 0x98, 0x76,
-		0x54, 0x32, 0x10 };
+	static const uint8_t id[16] = {0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0xfe, 0xdc, 0xba, 0x98,
+		0x76, 0x54, 0x32, 0x10};
 	struct fault f = { .code = 0 };
 
 	fault_set(&f, ST_SYNTAX, "a.yaml:3: odd");
 	for (int format = 0; format < 2; format++) {
 		log_setup(format == 0 ? LOG_FORMAT_LOGFMT : LOG_FORMAT_JSON, LOG_LEVEL_INFO);
-		log_info("x.y", K_ID(id), K_INT("i", INT64_MIN), K_UINT("u", UINT64_MAX), K_MS(12.5), K_COUNT(3),
-			K_BOOL("yes", true), K_BOOL("no", false), K_PROVIDER("acme"), K_APP("my app"), K_FAULT(&f),
-			K_DOUBLE("nan", NAN), K_STATUS(ST_FULL));
+		log_info("x.y", K_ID(id), K_INT("i", INT64_MIN), K_UINT("u", UINT64_MAX), K_MS(12.5),
+			K_COUNT(3), K_BOOL("yes", true), K_BOOL("no", false), K_PROVIDER("acme"),
+			K_APP("my app"), K_FAULT(&f), K_DOUBLE("nan", NAN), K_STATUS(ST_FULL));
 		if (format == 0)
 			ck_assert_str_eq(seen.line,
 				HEAD "x.y connection=01234567-89ab-cdef-fedc-ba9876543210 "
-				     "i=-9223372036854775808 u=18446744073709551615 ms=12.5 count=3 yes=true no=false "
+				     "i=-9223372036854775808 u=18446744073709551615 ms=12.5 count=3 yes=true "
+				     "no=false "
 				     "provider=acme application=\"my app\" error=\"a.yaml:3: odd\" nan=null "
 				     "error=\"limit reached\"");
 		else
-			ck_assert_str_eq(seen.line,
-				JSON_HEAD "\"x.y\",\"connection\":\"01234567-89ab-cdef-fedc-ba9876543210\","
-					  "\"i\":-9223372036854775808,\"u\":18446744073709551615,\"ms\":12.5,"
-					  "\"count\":3,\"yes\":true,\"no\":false,\"provider\":\"acme\","
-					  "\"application\":\"my app\",\"error\":\"a.yaml:3: odd\",\"nan\":null,"
-					  "\"error\":\"limit reached\"}");
+			ck_assert_str_eq(seen.line, JSON_HEAD
+				"\"x.y\",\"connection\":\"01234567-89ab-cdef-fedc-ba9876543210\","
+				"\"i\":-9223372036854775808,\"u\":18446744073709551615,\"ms\":12.5,"
+				"\"count\":3,\"yes\":true,\"no\":false,\"provider\":\"acme\","
+				"\"application\":\"my app\",\"error\":\"a.yaml:3: odd\",\"nan\":null,"
+				"\"error\":\"limit reached\"}");
 	}
 }
 END_TEST
@@ -260,8 +261,21 @@ static void set_journal_stream(const struct stream_env *e)
 	snprintf(env, sizeof(env), "%s%lld%s%lld%s", e->before, (long long)st.st_dev + e->dev_off, e->between,
 		(long long)st.st_ino + e->ino_off, e->after);
 	ck_ok(setenv("JOURNAL_STREAM", env, 1));
-	log_setup(LOG_FORMAT_LOGFMT, LOG_LEVEL_DEBUG);
 }
+
+START_TEST(a_line_before_the_setup_is_written)
+{
+	sys_set(sys_virtual(1));
+	swap_stderr();
+	set_journal_stream(&(struct stream_env){"", ":", "", 0, 0});
+	log_debug("d");
+	log_info("e");
+	check_message("<6>" HEAD "e\n");
+	check_message("");
+	restore_stderr();
+	finish();
+}
+END_TEST
 
 START_TEST(a_line_is_one_write)
 {
@@ -316,7 +330,8 @@ END_TEST
 START_TEST(the_journal_gets_priorities)
 {
 	swap_stderr();
-	set_journal_stream(&(struct stream_env){ "", ":", "", 0, 0 });
+	set_journal_stream(&(struct stream_env){"", ":", "", 0, 0});
+	log_setup(LOG_FORMAT_LOGFMT, LOG_LEVEL_DEBUG);
 	log_info("e");
 	check_message("<6>" HEAD "e\n");
 	log_error("e");
@@ -342,6 +357,7 @@ START_TEST(a_redirected_stderr_gets_no_priorities)
 	swap_stderr();
 	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		set_journal_stream(&cases[i]);
+		log_setup(LOG_FORMAT_LOGFMT, LOG_LEVEL_DEBUG);
 		log_info("e");
 		check_message(HEAD "e\n");
 	}
@@ -404,8 +420,10 @@ END_TEST
 Suite *unit_suite(void)
 {
 	Suite *s = suite_create("log");
-	TCase *tc = tcase_create("log");
+	TCase *first = tcase_create("before the setup"), *tc = tcase_create("log");
 
+	unit_add(first, a_line_before_the_setup_is_written);
+	suite_add_tcase(s, first);
 	tcase_add_checked_fixture(tc, start, finish);
 	unit_add(tc, an_event_alone_is_a_line);
 	unit_add(tc, every_type_has_its_form);

@@ -80,7 +80,8 @@ START_TEST(metrics_without_labels_are_there_before_anyone_asked)
 
 	for (size_t i = 0; i < METRIC_COUNT; i++) {
 		char line[200];
-		snprintf(line, sizeof(line), "# TYPE refreshd_%s %s", table[i].name, lower_type(table[i].type));
+		snprintf(line, sizeof(line), "# TYPE refreshd_%s %s", table[i].name,
+			lower_type(table[i].type));
 		const char *p = line_at(all, line);
 		ck_assert_msg(p != NULL, "no '%s'", line);
 		ck_assert_msg(p >= before, "'%s' is not in table order", line);
@@ -133,9 +134,17 @@ START_TEST(gauges_render_any_number)
 		double v;
 		const char *text;
 	} cases[] = {
-		{ 0, "0" },	    { 1, "1" },		 { -12.5, "-12.5" },   { 0.1, "0.1" },
-		{ 1e21, "1e+21" },  { 1.0 / 3, "0.3333333333333333" },	       { 123456789, "123456789" },
-		{ NAN, "NaN" },	    { INFINITY, "+Inf" }, { -INFINITY, "-Inf" }, { 5e-324, "4.94065645841247e-324" },
+		{0, "0"},
+		{1, "1"},
+		{-12.5, "-12.5"},
+		{0.1, "0.1"},
+		{1e21, "1e+21"},
+		{1.0 / 3, "0.3333333333333333"},
+		{123456789, "123456789"},
+		{NAN, "NaN"},
+		{INFINITY, "+Inf"},
+		{-INFINITY, "-Inf"},
+		{5e-324, "4.94065645841247e-324"},
 	};
 	struct series *s = metrics_get(M_MIN_TO_EXPIRY, NULL, NULL);
 
@@ -184,8 +193,8 @@ END_TEST
 
 START_TEST(series_are_sorted_by_labels)
 {
-	static const char *const in[][2] = { { "b", "y" }, { "a", "z" }, { "c", "a" }, { "b", "x" }, { "a", "a" } };
-	static const char *const sorted[][2] = { { "a", "a" }, { "a", "z" }, { "b", "x" }, { "b", "y" }, { "c", "a" } };
+	static const char *const in[][2] = {{"b", "y"}, {"a", "z"}, {"c", "a"}, {"b", "x"}, {"a", "a"}};
+	static const char *const sorted[][2] = {{"a", "a"}, {"a", "z"}, {"b", "x"}, {"b", "y"}, {"c", "a"}};
 
 	for (size_t i = 0; i < 5; i++)
 		metrics_inc(M_REFRESHES, in[i][0], in[i][1]);
@@ -247,7 +256,8 @@ END_TEST
 
 START_TEST(cleared_series_are_gone_until_they_are_touched)
 {
-	struct series *a = metrics_get(M_CIRCUIT_OPEN, "a", NULL), *b = metrics_get(M_CIRCUIT_OPEN, "b", NULL);
+	struct series *a = metrics_get(M_CIRCUIT_OPEN, "a", NULL),
+		      *b = metrics_get(M_CIRCUIT_OPEN, "b", NULL);
 	struct series *h = metrics_get(M_REFRESH_DURATION, "a", NULL);
 
 	series_set(a, 1);
@@ -294,8 +304,9 @@ START_TEST(hundreds_of_series_are_found_again)
 	const char *all = render();
 	for (int i = 0; i < SIDE; i++)
 		for (int j = 0; j < SIDE; j++) {
-			snprintf(line, sizeof(line), "refreshd_refreshes_total{provider=\"p%d\",outcome=\"o%d\"} %d", i,
-				j, 2 * (i * SIDE + j));
+			snprintf(line, sizeof(line),
+				"refreshd_refreshes_total{provider=\"p%d\",outcome=\"o%d\"} %d", i, j,
+				2 * (i * SIDE + j));
 			ck_assert_msg(line_at(all, line) != NULL, "no '%s'", line);
 		}
 }
