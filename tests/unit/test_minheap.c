@@ -143,8 +143,11 @@ END_TEST
 
 static struct due_entry entry_of(int64_t due_us, uint32_t number)
 {
-	struct due_entry e = { .due_us = due_us };
+	struct due_entry e;
 
+	/* Every byte beside the time says which entry it is. */
+	memset(&e, (int)(number % 251), sizeof(e));
+	e.due_us = due_us;
 	memcpy(e.id, &number, sizeof(number));
 	return e;
 }
@@ -182,7 +185,8 @@ START_TEST(due_entries_leave_in_order_and_whole)
 		ck_assert_uint_eq(number, expected);
 		ck_assert(number < COUNT && !seen[number]);
 		seen[number] = true;
-		ck_assert_int_eq(e.due_us, due[number]);
+		struct due_entry whole = entry_of(due[number], number);
+		ck_assert_int_eq(memcmp(&e, &whole, sizeof(e)), 0);
 		ck_assert_int_ge(e.due_us, before);
 		before = e.due_us;
 	}
@@ -265,9 +269,10 @@ START_TEST(the_first_entry_can_be_pushed_again)
 }
 END_TEST
 
-START_TEST(an_entry_takes_24_bytes)
+START_TEST(an_entry_is_small)
 {
-	ck_assert_uint_eq(sizeof(struct due_entry), 24);
+	/* Half a cache line: millions of them are held. */
+	ck_assert_uint_le(sizeof(struct due_entry), 32);
 }
 END_TEST
 
@@ -284,7 +289,7 @@ Suite *unit_suite(void)
 	unit_add(tc, random_pushes_and_pops_match_an_array);
 	unit_add(tc, a_drained_heap_gives_memory_back);
 	unit_add(tc, the_first_entry_can_be_pushed_again);
-	unit_add(tc, an_entry_takes_24_bytes);
+	unit_add(tc, an_entry_is_small);
 	suite_add_tcase(s, tc);
 	return s;
 }
