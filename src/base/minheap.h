@@ -3,7 +3,7 @@
  *
  * `struct minheap` is intrusive: the owner embeds a node and can move or remove it in O(log n). For
  * hundreds or thousands of long-lived objects (lanes, providers, waiting deliveries).
- * `struct dueheap` is a 4-ary array of 24-byte entries, the smallest thing that can hold millions of
+ * `struct dueheap` is a 4-ary array of 32-byte entries, the smallest thing that can hold millions of
  * scheduled ids (measured: 4-ary replace-top is a fifth faster than binary); nothing is removed from its
  * middle. Equal due times leave in no particular order. Neither owns what it orders.
  */
@@ -34,7 +34,8 @@ struct minheap_node *minheap_take(struct minheap *h);	      /* NULL when empty *
 static inline bool minheap_has(const struct minheap_node *n) { return n->pos != 0; }
 
 struct due_entry {
-	int64_t due_us;
+	int64_t due_us; /* the order */
+	int64_t tag;	/* the owner's own */
 	uint8_t id[16];
 };
 

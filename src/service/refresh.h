@@ -45,7 +45,7 @@ struct refresh_done {
 struct refresh_events { /* all called in a turn of their own */
 	void (*done)(void *arg, const struct refresh_done *d); /* exactly once for every want */
 	void (*outbox)(void *arg);			       /* an event was committed */
-	void (*gate)(void *arg);			       /* a gate may have opened or got room */
+	void (*gate)(void *arg, const char *provider);	       /* a gate of this provider got room or opened; NULL: there is room in general */
 	void *arg;
 };
 
@@ -55,7 +55,8 @@ void refresh_set_conf(struct refresh *r, struct conf *c); /* takes its own refer
 
 /* How many more wants may be handed over now: 0 while the database or the journal cannot be written, or while draining. */
 unsigned refresh_room(const struct refresh *r);
-/* n <= REFRESH_BATCH and <= refresh_room(). Ids in our hands already are answered with claimed = false. */
+bool refresh_has(struct refresh *r, const uint8_t id[16]); /* in our hands now */
+/* 1 <= n <= REFRESH_BATCH and n <= refresh_room(); every id once and none that refresh_has. */
 void refresh_claim(struct refresh *r, const struct refresh_want *v, size_t n);
 
 /* Replays the journal (fenced, idempotent); fn when every record is settled or parked for a database that is away. Before the first claim. */

@@ -33,8 +33,9 @@ void scheduler_replan(struct scheduler *s); /* forget what is in memory and load
 void scheduler_add(struct scheduler *s, const char *application_id, const char *service_id, const uint8_t id[16], int64_t due_at);
 /* The connection `id` was changed by someone: look at its row. */
 void scheduler_look_at(struct scheduler *s, const uint8_t id[16]);
-/* Wire to refresh_events.done. */
+/* Wire to refresh_events.done and .gate. */
 void scheduler_on_done(struct scheduler *s, const struct refresh_done *d);
+void scheduler_on_gate(struct scheduler *s, const char *provider);
 
 struct scheduler_figures {
 	uint64_t entries, due;

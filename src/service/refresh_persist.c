@@ -1,0 +1,329 @@
+/*
+ * refresh_persist - writes what was decided, until it is written: results, releases, provider events.
+ *
+ * Results leave in batches of one statement; while one is on its way the next fills up by itself. A batch that failed for the
+ * database's sake goes back to the front of the queue and is tried again with backoff; persist is idempotent, so an
+ * unknown COMMIT is simply sent again. A batch that failed for our own sake (a bug) is taken apart until the one row that
+ * cannot be written is alone, and that row leaves the schedule instead of looping.
+ */
+#include "service/refresh_priv.h"
+
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/metrics.h"
+#include "base/sys.h"
+#include "model/policy.h"
+
+struct persist_batch {
+	struct refresh *owner;
+	size_t n;
+	struct attempt *v[REFRESH_BATCH];
+};
+
+static void flush(void *arg);
+
+/* ---------------------------------------------------------------- trying again */
+
+static void try_again(struct refresh *r)
+{
+	unsigned n = ++r->failures_in_a_row;
+	loop_timer_after(r->retry, policy_backoff_us(n, US_PER_S / 10, 5 * US_PER_S, sys_random_unit()));
+}
+
+void persist_kick(struct refresh *r)
+{
+	if (!loop_timer_is_set(r->retry))
+		loop_defer(r->loop, &r->flush);
+}
+
+static void worked(struct refresh *r)
+{
+	r->failures_in_a_row = 0;
+	persist_kick(r);
+}
+
+/* ---------------------------------------------------------------- results */
+
+static void put_back(struct persist_batch *b, bool alone)
+{
+	struct refresh *r = b->owner;
+	struct attempt_queue front = { 0 };
+	for (size_t i = 0; i < b->n; i++) {
+		attempt_set_state(b->v[i], AT_SETTLING);
+		b->v[i]->alone = b->v[i]->alone || alone;
+		queue_push(&front, b->v[i]);
+	}
+	for (struct attempt *a = queue_take(&r->settling); a != NULL; a = queue_take(&r->settling))
+		queue_push(&front, a);
+	r->settling = front;
+}
+
+static void report(struct attempt *a, enum store_verdict verdict)
+{
+	const struct store_result *x = &a->record.result;
+	double late_s = (double)(sys_wall_us() - a->due_at) / (double)US_PER_S;
+	if (verdict == STORE_LOST) {
+		log_warning("refresh.fence_lost", K_ID(a->id), K_WORD("outcome", outcome_word(a->outcome)), K_BOOL("orphaned", x->has_token));
+		return;
+	}
+	if (x->event != EVENT_NONE && a->owner->ev.outbox != NULL)
+		a->owner->ev.outbox(a->owner->ev.arg);
+	if (x->reason == REASON_ROTATION_LOST && x->event == EVENT_REFRESH_FAILED) {
+		metrics_inc(M_ROTATION_LOST, NULL, NULL);
+		log_error("refresh.rotation_lost", K_ID(a->id), K_PROVIDER(a->facts.service_id));
+	}
+	if (!a->answered || a->outcome != OUTCOME_REFRESHED)
+		return;
+	if (!a->replayed)
+		series_observe(metrics_get(M_REFRESH_LATENESS, NULL, NULL), late_s > 0 ? late_s : 0);
+	log_debug("refresh.done", K_ID(a->id), K_PROVIDER(a->facts.service_id), K_DOUBLE("late_s", late_s),
+		K_DOUBLE("expires_in_s", (double)(x->expires_at - sys_wall_us()) / (double)US_PER_S));
+}
+
+static void finish(struct attempt *a, enum store_verdict verdict)
+{
+	a->owner->unsettled--;
+	if (!a->quarantine)
+		report(a, verdict);
+	if (a->seq != 0 && !a->quarantine)
+		journal_done(a->owner->journal, a->seq);
+	attempt_end(a, true);
+}
+
+static void on_quarantined(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
+{
+	struct attempt *a = arg;
+	struct refresh *r = a->owner;
+	(void)v, (void)n;
+	MAGIC_CHECK(a, ATTEMPT_MAGIC);
+	r->persisting--;
+	if (code != 0 && class != PG_CLASS_BUG) {
+		attempt_set_state(a, AT_SETTLING);
+		queue_push(&r->settling, a);
+		try_again(r);
+		return;
+	}
+	log_error("refresh.quarantined", K_ID(a->id), K_TEXT("hint", "its result cannot be written; the reply is kept in the journal"));
+	a->record.result.due_at = TIME_NEVER;
+	finish(a, STORE_LOST);
+	worked(r);
+}
+
+static void on_persisted(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
+{
+	struct persist_batch *b = arg;
+	struct refresh *r = b->owner;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	r->persisting--;
+	if (code == 0) {
+		ALWAYS(n == b->n);
+		for (size_t i = 0; i < n; i++)
+			finish(b->v[i], v[i]);
+		worked(r);
+		mem_free(b);
+		return;
+	}
+	if (r->failures_in_a_row == 0 || class == PG_CLASS_BUG)
+		log_warning("refresh.persist_failed", K_COUNT(b->n), K_WORD("class", pg_class_word(class)));
+	if (class == PG_CLASS_BUG && b->n == 1)
+		b->v[0]->quarantine = true;
+	put_back(b, class == PG_CLASS_BUG);
+	if (class == PG_CLASS_BUG)
+		persist_kick(r);
+	else
+		try_again(r);
+	mem_free(b);
+}
+
+static size_t gather(struct refresh *r, struct persist_batch *b)
+{
+	while (b->n < REFRESH_BATCH && r->settling.first != NULL) {
+		bool single = r->settling.first->alone || r->settling.first->quarantine;
+		if (single && b->n > 0)
+			break;
+		struct attempt *a = queue_take(&r->settling);
+		attempt_set_state(a, AT_PERSISTING);
+		b->v[b->n++] = a;
+		if (single)
+			break;
+	}
+	return b->n;
+}
+
+static int send_results(struct refresh *r)
+{
+	struct persist_batch *b = mem_alloc(sizeof *b);
+	b->owner = r;
+	size_t n = gather(r, b);
+	struct attempt *first = b->v[0];
+	int e;
+	if (first->quarantine) {
+		e = store_quarantine(r->store, first->id, first->facts.attempt_id, on_quarantined, first);
+	} else {
+		struct store_result *v = mem_calloc(n, sizeof *v);
+		for (size_t i = 0; i < n; i++)
+			v[i] = b->v[i]->record.result;
+		e = store_persist(r->store, v, n, on_persisted, b);
+		mem_free(v);
+	}
+	if (e == 0)
+		r->persisting++;
+	else
+		put_back(b, false);
+	if (e != 0 || first->quarantine)
+		mem_free(b);
+	return e;
+}
+
+/* ---------------------------------------------------------------- releases */
+
+struct release_batch {
+	struct refresh *owner;
+	size_t n;
+	struct attempt *v[REFRESH_BATCH];
+};
+
+static void on_released(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
+{
+	struct release_batch *b = arg;
+	struct refresh *r = b->owner;
+	(void)v, (void)n;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	r->releases_sent--;
+	if (code != 0 && class != PG_CLASS_BUG) {
+		for (size_t i = 0; i < b->n; i++)
+			queue_push(&r->releasing, b->v[i]);
+		try_again(r);
+	} else {
+		for (size_t i = 0; i < b->n; i++)
+			attempt_end(b->v[i], true);
+		worked(r);
+	}
+	mem_free(b);
+}
+
+static int send_releases(struct refresh *r)
+{
+	struct release_batch *b = mem_alloc(sizeof *b);
+	struct store_release v[REFRESH_BATCH];
+	b->owner = r;
+	while (b->n < REFRESH_BATCH && r->releasing.first != NULL) {
+		struct attempt *a = queue_take(&r->releasing);
+		memcpy(v[b->n].id, a->id, 16);
+		v[b->n].attempt_id = a->attempt_id;
+		v[b->n].due_at = a->release_due_at;
+		b->v[b->n++] = a;
+	}
+	int e = store_release(r->store, v, b->n, on_released, b);
+	if (e == 0) {
+		r->releases_sent++;
+		return 0;
+	}
+	for (size_t i = 0; i < b->n; i++)
+		queue_push(&r->releasing, b->v[i]);
+	mem_free(b);
+	return e;
+}
+
+/* ---------------------------------------------------------------- provider events */
+
+static void free_event(struct pending_event *p)
+{
+	buf_fini(&p->entity);
+	mem_free(p->application);
+	mem_free(p->entity_id);
+	mem_free(p);
+}
+
+static void on_event_written(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
+{
+	struct pending_event *p = arg;
+	struct refresh *r = p->owner;
+	(void)v, (void)n;
+	p->sending = false;
+	if (code != 0 && class != PG_CLASS_BUG) {
+		try_again(r);
+		return;
+	}
+	if (code != 0)
+		log_error("provider.event_lost", K_WORD("event", event_type_word(p->type)), K_WORD("class", pg_class_word(class)));
+	struct pending_event **at = &r->events;
+	while (*at != p)
+		at = &(*at)->next;
+	*at = p->next;
+	free_event(p);
+	if (r->ev.outbox != NULL)
+		r->ev.outbox(r->ev.arg);
+	refresh_check_idle(r);
+}
+
+static int send_events(struct refresh *r)
+{
+	for (struct pending_event *p = r->events; p != NULL; p = p->next) {
+		if (p->sending)
+			continue;
+		int e = store_event(r->store, p->type, p->event_id, p->application, p->entity_id, "Provider", buf_str(&p->entity), p->reason,
+			on_event_written, p);
+		if (e != 0)
+			return e;
+		p->sending = true;
+	}
+	return 0;
+}
+
+void persist_event(struct refresh *r, enum event_type type, const struct gate *g, const struct attempt *a)
+{
+	struct pending_event *p = mem_alloc(sizeof *p);
+	p->owner = r;
+	p->type = type;
+	sys_uuid4(p->event_id);
+	p->application = mem_strdup(a->client->application);
+	p->entity_id = mem_strdup(gate_provider(g));
+	p->reason = type == EVENT_PROVIDER_FAILING ? reason_word(a->record.result.reason) : NULL;
+	buf_init(&p->entity, 8 * 1024);
+	int e = event_provider_entity_build(a->provider->key, a->provider->name, a->client->application, &p->entity);
+	if (e != 0) {
+		log_error("provider.event_lost", K_WORD("event", event_type_word(type)), K_STATUS(e));
+		free_event(p);
+		return;
+	}
+	p->next = r->events;
+	r->events = p;
+	persist_kick(r);
+}
+
+/* ---------------------------------------------------------------- the turn's end */
+
+static void flush(void *arg)
+{
+	struct refresh *r = arg;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	int e = 0;
+	while (e == 0 && r->settling.first != NULL && r->persisting < PERSISTS_AT_ONCE)
+		e = send_results(r);
+	if (e == 0 && r->releasing.first != NULL && r->releases_sent == 0)
+		e = send_releases(r);
+	if (e == 0)
+		e = send_events(r);
+	if (e != 0)
+		try_again(r);
+}
+
+void persist_init(struct refresh *r)
+{
+	loop_task_init(&r->flush, flush, r);
+	r->retry = loop_timer_new(r->loop, flush, r);
+}
+
+void persist_fini(struct refresh *r)
+{
+	loop_undefer(r->loop, &r->flush);
+	loop_timer_free(r->retry);
+	while (r->events != NULL) {
+		struct pending_event *p = r->events;
+		r->events = p->next;
+		free_event(p);
+	}
+}

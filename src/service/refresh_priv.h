@@ -1,0 +1,134 @@
+/*
+ * refresh_priv - what the three files of `refresh` share: the attempt, its states and their table. For refresh*.c only.
+ */
+#ifndef REFRESHD_SERVICE_REFRESH_PRIV_H
+#define REFRESHD_SERVICE_REFRESH_PRIV_H
+
+#include "service/refresh.h"
+#include "service/reply.h"
+#include "service/settle.h"
+
+#define ATTEMPT_STATE_LIST(X)                                                                  \
+	X(AT_CLAIMING, "claiming")     /* the claim is on its way to the database */           \
+	X(AT_LOADING, "loading")       /* replay: the row of a journalled reply is being read */ \
+	X(AT_SENDING, "sending")       /* the request is with httpc; the token may be presented */ \
+	X(AT_JOURNALLING, "journalling") /* answered; the reply is on its way to the disk */   \
+	X(AT_SETTLING, "settling")     /* decided; waits for its turn to be written */         \
+	X(AT_PERSISTING, "persisting") /* in a statement that was sent */                      \
+	X(AT_RELEASING, "releasing")   /* nothing was sent; the claim is being given back */   \
+	X(AT_DONE, "done")
+enum attempt_state {
+#define X(id, word) id,
+	ATTEMPT_STATE_LIST(X)
+#undef X
+};
+
+struct attempt {
+	uint32_t magic;
+	struct refresh *owner;
+	enum attempt_state state;
+	uint8_t id[16];
+	int64_t attempt_id;
+	int64_t due_at;
+	int64_t claimed_mono_us; /* before the claim was sent: the lease cannot have begun earlier */
+	struct attempt *hash_next;
+	struct attempt *next; /* in one queue at a time */
+	struct gate *gate;    /* NULL once given back or done, and in a replay */
+	struct conf *conf;    /* the snapshot it started with */
+	bool counted;	      /* in owner->in_flight */
+	bool opened;	      /* facts are set */
+	struct settle_facts facts;
+	const struct provider *provider;
+	const struct client *client;
+	struct httpc_call *call;
+	struct reply reply;
+	bool has_reply;
+	bool sent;
+	uint64_t seq; /* journal record; 0: none */
+	enum outcome outcome;
+	bool answered; /* outcome is set */
+	struct settle_record record;
+	bool recorded;
+	int64_t release_due_at;
+	bool quarantine; /* cannot be written: take it out of the schedule, the journal keeps the reply */
+	bool alone; /* write it in a statement of its own: a batch with it failed */
+	bool replayed;
+	struct loop_timer *again; /* replay: the row could not be read yet */
+};
+
+struct attempt_queue {
+	struct attempt *first, *last;
+	unsigned n;
+};
+
+struct pending_event {
+	struct pending_event *next;
+	bool sending;
+	enum event_type type;
+	uint8_t event_id[16];
+	char *application, *entity_id;
+	struct buf entity;
+	const char *reason;
+	struct refresh *owner;
+};
+
+#define HAND_BUCKETS 4096
+#define PERSISTS_AT_ONCE 2
+
+struct refresh {
+	uint32_t magic;
+	struct loop *loop;
+	struct store *store;
+	struct httpc *httpc;
+	struct journal *journal;
+	struct refresh_events ev;
+	struct conf *conf;
+	struct attempt *hand[HAND_BUCKETS];
+	unsigned in_hand, in_flight, unsettled;
+	struct attempt_queue settling, releasing;
+	unsigned persisting, releases_sent;
+	struct loop_task flush;
+	struct loop_timer *retry;
+	unsigned failures_in_a_row; /* of writing to the database */
+	struct pending_event *events;
+	bool draining, claiming;
+	loop_fn *drained;
+	void *drained_arg;
+	struct loop_task drained_task;
+	/* replay */
+	uint64_t replaying, replayed_total;
+	bool replay_running;
+	void (*replayed)(void *arg, uint64_t n);
+	void *replayed_arg;
+	struct loop_task replayed_task;
+};
+
+#define REFRESH_MAGIC UINT32_C(0x72667273)
+#define ATTEMPT_MAGIC UINT32_C(0x61747074)
+
+/* refresh.c */
+struct attempt *attempt_new(struct refresh *r, const uint8_t id[16]);
+struct attempt *attempt_find(struct refresh *r, const uint8_t id[16]);
+void attempt_set_state(struct attempt *a, enum attempt_state to);
+/* Leaves our hands: tells the caller, frees. */
+void attempt_end(struct attempt *a, bool claimed);
+/* Classify what a->reply holds, decide, queue for writing. */
+void attempt_answer(struct attempt *a);
+/* Nothing was sent: give the claim back (due_at 0: unchanged). */
+void attempt_release(struct attempt *a, int64_t due_at);
+void attempt_settle(struct attempt *a);
+void refresh_check_idle(struct refresh *r);
+
+/* refresh_persist.c: everything that is written, and what is tried again */
+void persist_init(struct refresh *r);
+void persist_fini(struct refresh *r);
+void persist_kick(struct refresh *r);
+void persist_event(struct refresh *r, enum event_type type, const struct gate *g, const struct attempt *a);
+
+/* refresh_replay.c: the end of a replay, as a deferred call */
+void replay_settled(void *arg);
+
+void queue_push(struct attempt_queue *q, struct attempt *a);
+struct attempt *queue_take(struct attempt_queue *q);
+
+#endif

@@ -1,0 +1,130 @@
+/*
+ * refresh_replay - answers that an earlier life of this process journalled and did not see committed.
+ *
+ * Each one goes the same way as a fresh answer: read the row, classify, decide, write under the attempt id and the
+ * token version of its record. Whoever committed it already, or took the row over, is found out by the fence.
+ */
+#include "service/refresh_priv.h"
+
+#include <string.h>
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/sys.h"
+
+#define LOAD_RETRY_US (US_PER_S)
+
+static void load(struct attempt *a);
+
+static void give_up(struct attempt *a, const char *why)
+{
+	log_error("replay.kept", K_ID(a->id), K_TEXT("why", why));
+	attempt_end(a, false);
+}
+
+static void answer_from_row(struct attempt *a, const struct store_claimed *row)
+{
+	struct fault f = { 0 };
+	struct store_claimed c = *row;
+	/* The fence of the record, not of the row; a row that moved on cannot be opened with the old version either way. */
+	if (settle_facts_init(&a->facts, a->conf->keyring, &c, &f) != 0) {
+		give_up(a, f.text);
+		return;
+	}
+	a->opened = true;
+	a->facts.attempt_id = a->reply.attempt_id;
+	a->facts.token_version = a->reply.token_version;
+	a->due_at = c.due_at;
+	a->provider = conf_provider(a->conf, a->facts.service_id);
+	a->client = a->provider != NULL ? conf_client(a->conf, a->facts.application_id, a->facts.service_id) : NULL;
+	if (a->provider == NULL) {
+		give_up(a, "its provider is not configured any more");
+		return;
+	}
+	a->sent = true;
+	attempt_answer(a);
+}
+
+static void on_loaded(void *arg, int code, enum pg_class class, const struct store_claimed *v, size_t n)
+{
+	struct attempt *a = arg;
+	MAGIC_CHECK(a, ATTEMPT_MAGIC);
+	if (code != 0 && class != PG_CLASS_BUG) {
+		loop_timer_after(a->again, LOAD_RETRY_US);
+		return;
+	}
+	if (code != 0) {
+		give_up(a, "its row cannot be read");
+	} else if (n == 0) {
+		log_notice("replay.connection_gone", K_ID(a->id));
+		journal_done(a->owner->journal, a->seq);
+		attempt_end(a, false);
+	} else {
+		answer_from_row(a, &v[0]);
+	}
+}
+
+static void load_again(void *arg)
+{
+	load(arg);
+}
+
+static void load(struct attempt *a)
+{
+	if (store_load(a->owner->store, a->id, on_loaded, a) != 0)
+		loop_timer_after(a->again, LOAD_RETRY_US);
+}
+
+/* Two open records of one connection: the older one is settled first, so the later waits for the next start. */
+static int on_record(void *arg, uint64_t seq, const void *p, size_t n)
+{
+	struct refresh *r = arg;
+	struct reply reply;
+	reply_init(&reply);
+	int e = reply_decode(p, n, r->conf->keyring, &reply);
+	if (e != 0) {
+		log_error("replay.unreadable", K_UINT("record", seq), K_STATUS(e));
+		reply_fini(&reply);
+		return 0; /* it stays in the journal */
+	}
+	if (attempt_find(r, reply.id) != NULL) {
+		log_warning("replay.later", K_ID(reply.id), K_UINT("record", seq));
+		reply_fini(&reply);
+		return 0;
+	}
+	struct attempt *a = attempt_new(r, reply.id);
+	a->state = AT_LOADING;
+	a->replayed = true;
+	a->has_reply = true;
+	a->seq = seq;
+	a->reply = reply;
+	a->attempt_id = reply.attempt_id;
+	r->replaying++;
+	a->again = loop_timer_new(r->loop, load_again, a);
+	load(a);
+	return 0;
+}
+
+void replay_settled(void *arg)
+{
+	struct refresh *r = arg;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	if (!r->replay_running || r->replaying > 0)
+		return;
+	r->replay_running = false;
+	r->replayed(r->replayed_arg, r->replayed_total);
+}
+
+int refresh_replay(struct refresh *r, void (*fn)(void *arg, uint64_t replayed), void *arg, struct fault *f)
+{
+	r->replay_running = true;
+	r->replayed = fn;
+	r->replayed_arg = arg;
+	int e = journal_replay(r->journal, on_record, r);
+	if (e != 0) {
+		r->replay_running = false;
+		return fault_set(f, e, "the journal cannot be replayed: %s", status_text(e));
+	}
+	refresh_check_idle(r);
+	return 0;
+}

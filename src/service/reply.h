@@ -1,0 +1,37 @@
+/*
+ * reply - one provider's answer as a journal record: written before it is parsed, read back after a crash.
+ *
+ * Form: 0x01 | connection id (16) | attempt id (8) | token version (8) | sealed part. The clear part is
+ * the associated data of the sealed one (seal: journal.reply), whose plain form is status, flags, times, content type, retry-after, body.
+ */
+#ifndef REFRESHD_SERVICE_REPLY_H
+#define REFRESHD_SERVICE_REPLY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/crypto.h"
+
+#define REPLY_BODY_MAX ((size_t)1024 * 1024)
+
+struct reply {
+	uint8_t id[16];
+	int64_t attempt_id, token_version;
+	bool complete;
+	int status;
+	int64_t start_wall_us, end_wall_us;
+	char content_type[96], retry_after[64];
+	struct buf body; /* secret */
+};
+
+void reply_init(struct reply *r);
+void reply_fini(struct reply *r);
+/* Appends the record. */
+int reply_encode(const struct reply *r, struct keyring *k, struct buf *out) MUST_USE;
+/* ST_SYNTAX (no such record), ST_NO_KEY, ST_CRYPTO. `out` must be initialised. */
+int reply_decode(const void *p, size_t n, struct keyring *k, struct reply *out) MUST_USE;
+/* The clear part alone, for refreshctl journal. */
+int reply_peek(const void *p, size_t n, uint8_t id[16], int64_t *attempt_id, int64_t *token_version) MUST_USE;
+
+#endif

@@ -1,0 +1,401 @@
+/*
+ * settle - the decisions after (or instead of) an answer. Pure but for sealing.
+ *
+ * Every branch ends in one struct store_result. Must not: send, wait, log, or look at anything but its arguments and
+ * the random numbers of sys.
+ */
+#include "service/settle.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/sys.h"
+#include "model/policy.h"
+#include "service/seal.h"
+
+#define SEALED_MAX ((size_t)256 * 1024)
+#define RAW_MAX ((size_t)2 * 1024 * 1024)
+#define TOKEN_MAX ((size_t)128 * 1024)
+#define DOUBTS_MAX 1000
+
+/* ---------------------------------------------------------------- facts */
+
+static int open_json(struct keyring *k, enum seal_column col, const uint8_t id[16], int64_t version, const void *sealed, size_t n,
+	struct json_object **out, struct fault *f)
+{
+	if (sealed == NULL)
+		return 0;
+	struct buf plain;
+	buf_init_secret(&plain, SEALED_MAX);
+	int e = seal_open(k, col, id, version, sealed, n, &plain);
+	if (e == 0) {
+		*out = json_tokener_parse(buf_str(&plain));
+		if (*out == NULL)
+			e = ST_SYNTAX;
+	}
+	buf_fini(&plain);
+	return e == 0 ? 0 : fault_set(f, e, "%s cannot be opened: %s", col == SEAL_SETTINGS ? "the settings" : "the captured fields", status_text(e));
+}
+
+static void copy_plain(struct settle_facts *x, const struct store_claimed *c)
+{
+	memset(x, 0, sizeof *x);
+	memcpy(x->id, c->id, sizeof x->id);
+	x->attempt_id = c->attempt_id;
+	x->token_version = c->token_version;
+	x->due_at = c->due_at;
+	x->doubts = c->doubts;
+	x->application_id = mem_strdup(c->key.application_id);
+	x->consumer_id = mem_strdup(c->key.consumer_id);
+	x->unified_api = mem_strdup(c->key.unified_api);
+	x->service_id = mem_strdup(c->key.service_id);
+	x->auth_type = c->auth_type;
+	x->enabled = c->enabled;
+	x->state = c->state;
+	x->health = c->health;
+	x->reason = c->reason;
+	x->failures = c->failures;
+	x->created_at = c->created_at;
+	x->updated_at = c->updated_at;
+	x->first_failed_at = c->first_failed_at;
+	x->last_failed_at = c->last_failed_at;
+	x->issued_at = c->issued_at;
+	x->expires_at = c->expires_at;
+	x->refresh_issued_at = c->refresh_issued_at;
+	x->refresh_expires_at = c->refresh_expires_at;
+	x->scope = c->scope != NULL ? mem_strdup(c->scope) : NULL;
+	x->metadata = c->metadata != NULL ? json_tokener_parse(c->metadata) : NULL;
+	buf_init_secret(&x->refresh_token, TOKEN_MAX);
+}
+
+int settle_facts_init(struct settle_facts *x, struct keyring *k, const struct store_claimed *c, struct fault *f)
+{
+	copy_plain(x, c);
+	int e = 0;
+	if (c->refresh_token != NULL) {
+		e = seal_open(k, SEAL_REFRESH_TOKEN, c->id, c->token_version, c->refresh_token, c->refresh_token_len, &x->refresh_token);
+		if (e != 0)
+			(void)fault_set(f, e, "the refresh token cannot be opened: %s", status_text(e));
+	}
+	/* Captured fields are sealed once for the version that brought them, so their version is part of nothing: 0. */
+	if (e == 0)
+		e = open_json(k, SEAL_CAPTURED, c->id, 0, c->captured, c->captured_len, &x->captured, f);
+	if (e == 0)
+		e = open_json(k, SEAL_SETTINGS, c->id, 0, c->settings, c->settings_len, &x->settings, f);
+	if (e != 0)
+		settle_facts_fini(x);
+	return e;
+}
+
+void settle_facts_fini(struct settle_facts *x)
+{
+	mem_free(x->application_id);
+	mem_free(x->consumer_id);
+	mem_free(x->unified_api);
+	mem_free(x->service_id);
+	mem_free(x->scope);
+	buf_fini(&x->refresh_token);
+	json_object_put(x->metadata);
+	json_object_put(x->settings);
+	json_object_put(x->captured);
+	memset(x, 0, sizeof *x);
+}
+
+/* ---------------------------------------------------------------- record */
+
+void settle_record_init(struct settle_record *r)
+{
+	memset(r, 0, sizeof *r);
+	buf_init(&r->access_token, SEALED_MAX);
+	buf_init(&r->refresh_token, SEALED_MAX);
+	buf_init(&r->previous_refresh_token, SEALED_MAX);
+	buf_init(&r->captured, SEALED_MAX);
+	buf_init(&r->raw_reply, RAW_MAX);
+	buf_init(&r->entity, 32 * 1024);
+	buf_init(&r->entity_id, 1024);
+}
+
+void settle_record_fini(struct settle_record *r)
+{
+	buf_fini(&r->access_token);
+	buf_fini(&r->refresh_token);
+	buf_fini(&r->previous_refresh_token);
+	buf_fini(&r->captured);
+	buf_fini(&r->raw_reply);
+	buf_fini(&r->entity);
+	buf_fini(&r->entity_id);
+	mem_free(r->scope);
+	r->scope = NULL;
+}
+
+/* Everything as it is now, to be changed by the caller. */
+static struct store_result *begin(const struct settle_facts *x, struct settle_record *out)
+{
+	struct store_result *r = &out->result;
+	memcpy(r->id, x->id, sizeof r->id);
+	r->attempt_id = x->attempt_id;
+	r->token_version = x->token_version;
+	r->due_at = x->due_at;
+	r->doubts = x->doubts;
+	r->state = x->state;
+	r->health = x->health;
+	r->reason = x->reason;
+	r->failures = x->failures;
+	r->first_failed_at = x->first_failed_at;
+	r->last_failed_at = x->last_failed_at;
+	r->updated_at = x->updated_at;
+	r->event = EVENT_NONE;
+	return r;
+}
+
+static int build_event(const struct settle_facts *x, const struct provider *p, struct settle_record *out)
+{
+	struct store_result *r = &out->result;
+	const struct event_entity e = {
+		.application_id = x->application_id,
+		.consumer_id = x->consumer_id,
+		.unified_api = x->unified_api,
+		.service_id = x->service_id,
+		.name = p != NULL && p->name != NULL ? p->name : x->service_id,
+		.website = p != NULL ? p->website : NULL,
+		.auth_type = auth_type_word(x->auth_type),
+		.state = conn_state_word(r->state),
+		.health = conn_health_word(r->health),
+		.enabled = x->enabled,
+		.created_at = x->created_at,
+		.updated_at = r->updated_at,
+		.last_refresh_failed_at = r->last_failed_at,
+	};
+	int err = event_entity_build(&e, &out->entity);
+	if (err == 0)
+		err = buf_printf(&out->entity_id, "%s+%s", x->application_id, x->consumer_id);
+	if (err != 0)
+		return err;
+	sys_uuid4(r->event_id);
+	r->application_id = x->application_id;
+	r->entity = buf_str(&out->entity);
+	r->entity_id = buf_str(&out->entity_id);
+	return 0;
+}
+
+/* Applies the transition table and, when it says so, writes the event. */
+static int happen(const struct settle_facts *x, const struct provider *p, enum conn_event ev, int64_t now, struct settle_record *out)
+{
+	struct store_result *r = &out->result;
+	struct conn_change to = connection_apply(x->state, x->health, ev);
+	r->touch = true;
+	r->state = to.state;
+	r->health = to.health;
+	r->event = to.event;
+	r->updated_at = now;
+	return to.event == EVENT_NONE ? 0 : build_event(x, p, out);
+}
+
+/* ---------------------------------------------------------------- success */
+
+static int seal_tokens(const struct settle_facts *x, struct keyring *k, const struct grant_result *g, struct settle_record *out)
+{
+	int64_t version = x->token_version + 1;
+	bool rotated = g->refresh_token.len > 0 && !buf_equals(&x->refresh_token, g->refresh_token.data, g->refresh_token.len);
+	const struct buf *refresh = rotated ? &g->refresh_token : &x->refresh_token;
+	int e = seal_column(k, SEAL_ACCESS_TOKEN, x->id, version, g->access_token.data, g->access_token.len, &out->access_token);
+	if (e == 0 && refresh->len > 0)
+		e = seal_column(k, SEAL_REFRESH_TOKEN, x->id, version, refresh->data, refresh->len, &out->refresh_token);
+	if (e == 0 && rotated && x->refresh_token.len > 0)
+		e = seal_column(k, SEAL_PREVIOUS_REFRESH_TOKEN, x->id, version, x->refresh_token.data, x->refresh_token.len,
+			&out->previous_refresh_token);
+	if (e == 0 && g->captured != NULL) {
+		const char *json = json_object_to_json_string_ext(g->captured, JSON_C_TO_STRING_PLAIN);
+		e = seal_column(k, SEAL_CAPTURED, x->id, 0, json, strlen(json), &out->captured);
+	}
+	return e;
+}
+
+static void set_times(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
+	int64_t started_at, int64_t now, struct store_result *r)
+{
+	bool rotated = g->refresh_token.len > 0;
+	const struct policy_life life = {
+		.now = now,
+		.issued_at = started_at,
+		.expires_in_us = g->expires_at_us > started_at ? g->expires_at_us - started_at : 0,
+		.jwt_exp = grant_jwt_exp(buf_str(&g->access_token), g->access_token.len),
+		.last_lifetime_us = x->issued_at != 0 && x->expires_at > x->issued_at ? x->expires_at - x->issued_at : 0,
+	};
+	r->issued_at = started_at;
+	r->expires_at = policy_expiry(p, &life);
+	r->refresh_issued_at = started_at; /* the idle life starts again with every use */
+	r->refresh_expires_at = x->refresh_expires_at;
+	if (g->refresh_expires_at_us != 0)
+		r->refresh_expires_at = g->refresh_expires_at_us;
+	else if (rotated && p->refresh_token_ttl_us != 0)
+		r->refresh_expires_at = started_at + p->refresh_token_ttl_us;
+	const struct policy_margin margin = { .margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction };
+	const struct policy_due due = {
+		.now = now,
+		.issued_at = r->issued_at,
+		.expires_at = r->expires_at,
+		.refresh_issued_at = r->refresh_issued_at,
+		.refresh_expires_at = r->refresh_expires_at,
+	};
+	r->due_at = policy_due_at(p, &margin, &due, sys_random_unit());
+}
+
+static int settle_refreshed(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
+	int64_t started_at, int64_t now, struct settle_record *out)
+{
+	struct store_result *r = &out->result;
+	int e = seal_tokens(x, c->keyring, g, out);
+	if (e != 0)
+		return e;
+	r->has_token = true;
+	r->access_token = &out->access_token;
+	r->refresh_token = &out->refresh_token;
+	r->previous_refresh_token = &out->previous_refresh_token;
+	r->captured = &out->captured;
+	if (g->token_type[0] != '\0') {
+		memcpy(out->token_type, g->token_type, sizeof out->token_type);
+		r->token_type = out->token_type;
+	}
+	if (g->scope.len > 0)
+		r->scope = out->scope = mem_strdup(buf_str(&g->scope));
+	set_times(x, c, p, g, started_at, now, r);
+	if (out->refresh_token.len == 0)
+		r->due_at = r->expires_at; /* nothing to refresh with: it can only expire */
+	r->doubts = 0;
+	if (x->health == HEALTH_OK && x->state == CONN_CALLABLE && x->failures == 0 && x->reason == REASON_NONE)
+		return 0;
+	r->failures = 0;
+	r->first_failed_at = 0;
+	r->reason = REASON_NONE;
+	return happen(x, p, CE_REFRESHED, now, out);
+}
+
+/* ---------------------------------------------------------------- failure */
+
+static int settle_dead(const struct settle_facts *x, const struct provider *p, enum reason why, int64_t now, struct settle_record *out)
+{
+	struct store_result *r = &out->result;
+	r->due_at = TIME_NEVER;
+	r->doubts = 0;
+	r->reason = why;
+	r->failures = x->failures + 1;
+	r->last_failed_at = now;
+	if (r->first_failed_at == 0)
+		r->first_failed_at = now;
+	return happen(x, p, CE_DEAD, now, out);
+}
+
+/* When an unanswered token may be presented again. Strict providers may have rotated it: once more soon (the request is over, so
+ * nobody else holds it), then at the pace of any other failure, which costs nothing that is not lost already. Inside a
+ * grace window the old token still works, so be quick. */
+static int64_t doubt_retry_us(const struct provider *p, int doubts, int failures)
+{
+	double unit = sys_random_unit();
+	int64_t backoff = policy_retry_us((unsigned)failures, 0, unit);
+	if (p->rotation == ROTATION_NONE || doubts > 3)
+		return backoff;
+	if (doubts == 1)
+		return (int64_t)(US_PER_S / 4 + unit * (double)US_PER_S / 4);
+	if (p->rotation == ROTATION_GRACE && p->rotation_grace_us > 0 && backoff > p->rotation_grace_us / 4)
+		return p->rotation_grace_us / 4;
+	return backoff;
+}
+
+static int settle_failed(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
+	int64_t now, struct settle_record *out)
+{
+	struct store_result *r = &out->result;
+	bool doubt = g->outcome == OUTCOME_IN_DOUBT || g->outcome == OUTCOME_MALFORMED;
+	if (doubt && p->rotation != ROTATION_NONE && x->doubts < DOUBTS_MAX)
+		r->doubts = x->doubts + 1;
+	int64_t since = x->first_failed_at != 0 ? x->first_failed_at : now;
+	if (now - since >= c->refresh.retry_window_us)
+		return settle_dead(x, p, r->doubts > 0 ? REASON_ROTATION_LOST : REASON_RETRY_WINDOW_OVER, now, out);
+	r->reason = g->reason;
+	r->failures = x->failures + 1;
+	r->first_failed_at = since;
+	r->last_failed_at = now;
+	int64_t wait = g->outcome == OUTCOME_IN_DOUBT ? doubt_retry_us(p, r->doubts, r->failures)
+						      : policy_retry_us((unsigned)r->failures, g->retry_after_us, sys_random_unit());
+	r->due_at = now + wait;
+	return happen(x, p, CE_FAILED, now, out);
+}
+
+/* Nothing was wrong with the connection: come back later, mark nothing. */
+static void settle_later(const struct settle_facts *x, const struct grant_result *g, int64_t now, struct settle_record *out)
+{
+	int64_t wait = policy_retry_us((unsigned)x->failures + 3, g->retry_after_us, sys_random_unit());
+	out->result.due_at = now + wait;
+}
+
+int settle_answer(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
+	int64_t started_at, const struct buf *raw, int64_t now, struct settle_record *out)
+{
+	struct store_result *r = begin(x, out);
+	if (raw != NULL && raw->len > 0) {
+		int e = seal_column(c->keyring, SEAL_RAW_REPLY, x->id, x->token_version, raw->data, raw->len, &out->raw_reply);
+		if (e != 0)
+			return e;
+		r->raw_reply = &out->raw_reply;
+	}
+	switch (g->outcome) {
+	case OUTCOME_REFRESHED:
+		return settle_refreshed(x, c, p, g, started_at, now, out);
+	case OUTCOME_GRANT_DEAD:
+		/* Refused after an unanswered presentation: the rotation took place and its answer never came. */
+		return settle_dead(x, p, x->doubts > 0 && p->rotation != ROTATION_NONE ? REASON_ROTATION_LOST : g->reason, now, out);
+	case OUTCOME_CLIENT_BROKEN:
+		settle_later(x, g, now, out);
+		return 0;
+	case OUTCOME_RATE_LIMITED:
+		if (x->expires_at == 0 || x->expires_at > now) {
+			settle_later(x, g, now, out);
+			return 0;
+		}
+		return settle_failed(x, c, p, g, now, out);
+	case OUTCOME_TRANSIENT:
+	case OUTCOME_NEVER_SENT:
+	case OUTCOME_IN_DOUBT:
+	case OUTCOME_MALFORMED:
+	case OUTCOME_COUNT:
+		break;
+	}
+	return settle_failed(x, c, p, g, now, out);
+}
+
+/* ---------------------------------------------------------------- before a send */
+
+enum settle_verdict settle_before_send(const struct settle_facts *x, const struct provider *p, const struct client *c, int64_t now,
+	struct settle_record *out, int64_t *due_at)
+{
+	*due_at = 0;
+	if (!x->enabled || x->auth_type != AUTH_OAUTH2) {
+		begin(x, out)->due_at = TIME_NEVER;
+		return SETTLE_RECORD;
+	}
+	if (p == NULL || c == NULL) { /* the configuration changed between the claim's budget and now */
+		*due_at = now + 30 * US_PER_S;
+		return SETTLE_RELEASE;
+	}
+	if (x->refresh_token.len > 0)
+		return SETTLE_SEND;
+	if (x->expires_at > now) {
+		*due_at = x->expires_at;
+		return SETTLE_RELEASE;
+	}
+	(void)begin(x, out);
+	if (settle_dead(x, p, REASON_NO_REFRESH_TOKEN, now, out) == 0)
+		return SETTLE_RECORD;
+	*due_at = now + 30 * US_PER_S;
+	return SETTLE_RELEASE;
+}
+
+void settle_missing_settings(const struct settle_facts *x, const struct provider *p, int64_t now, struct settle_record *out)
+{
+	struct store_result *r = begin(x, out);
+	r->due_at = TIME_NEVER; /* until its settings change */
+	r->reason = REASON_MISSING_SETTINGS;
+	/* The words come from our own tables and checked keys: the entity cannot outgrow its buffer. */
+	ALWAYS(happen(x, p, CE_SETTINGS_MISSING, now, out) == 0);
+}

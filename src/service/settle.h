@@ -1,0 +1,66 @@
+/*
+ * settle - from an outcome to what is written: next state, next due time, sealed tokens, the event.
+ *
+ * The decisions of docs/design.md "After the answer" in one place, as functions of facts, configuration and the
+ * clock; no I/O, so that every branch can be tested in virtual time.
+ */
+#ifndef REFRESHD_SERVICE_SETTLE_H
+#define REFRESHD_SERVICE_SETTLE_H
+
+#include "model/conf.h"
+#include "model/grant.h"
+#include "service/store_refresh.h"
+
+/* What is known about one connection while it is in our hands: an owned copy of the claimed row, opened. */
+struct settle_facts {
+	uint8_t id[16];
+	int64_t attempt_id, token_version, due_at;
+	int doubts;
+	char *application_id, *consumer_id, *unified_api, *service_id;
+	enum auth_type auth_type;
+	bool enabled;
+	enum conn_state state;
+	enum conn_health health;
+	enum reason reason;
+	int failures;
+	int64_t created_at, updated_at, first_failed_at, last_failed_at;
+	int64_t issued_at, expires_at, refresh_issued_at, refresh_expires_at;
+	char *scope;
+	struct buf refresh_token; /* secret, plain; empty: none */
+	struct json_object *metadata, *settings, *captured; /* NULL: none */
+};
+
+/* Copies and opens. ST_NO_KEY or ST_CRYPTO: the sealed text cannot be opened; the fault says which. */
+int settle_facts_init(struct settle_facts *x, struct keyring *k, const struct store_claimed *c, struct fault *f) MUST_USE;
+void settle_facts_fini(struct settle_facts *x);
+
+/* What is to be persisted; owns what store_result points to. */
+struct settle_record {
+	struct store_result result;
+	struct buf access_token, refresh_token, previous_refresh_token, captured, raw_reply; /* sealed */
+	struct buf entity, entity_id;
+	char token_type[32];
+	char *scope;
+};
+void settle_record_init(struct settle_record *r);
+void settle_record_fini(struct settle_record *r);
+
+/* An answer (or its absence). `started_at`: wall time the request was sent. `raw`: the body of a reply that could not be
+ * read, kept sealed; NULL otherwise. ST_CRYPTO or ST_FULL when sealing fails (a bug or a broken library: nothing is lost, the
+ * journal still has the reply). */
+int settle_answer(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g, int64_t started_at,
+	const struct buf *raw, int64_t now, struct settle_record *out) MUST_USE;
+
+/* What can be said without sending. */
+enum settle_verdict {
+	SETTLE_SEND,	/* go on */
+	SETTLE_RECORD,	/* `out` is to be persisted instead */
+	SETTLE_RELEASE, /* give the claim back with *due_at (0: unchanged) */
+};
+/* Checks before a send: enabled, oauth2, a refresh token, a provider and a client. */
+enum settle_verdict settle_before_send(const struct settle_facts *x, const struct provider *p, const struct client *c, int64_t now,
+	struct settle_record *out, int64_t *due_at);
+/* The request could not be built because a setting is missing. */
+void settle_missing_settings(const struct settle_facts *x, const struct provider *p, int64_t now, struct settle_record *out);
+
+#endif
