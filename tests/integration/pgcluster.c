@@ -274,7 +274,9 @@ static void drop_notice(void *arg, const char *message)
 const char *pgcluster_sql(struct pgcluster *c, const char *sql)
 {
 	char url[256];
-	snprintf(url, sizeof(url), "host=%s port=%u user=postgres dbname=postgres application_name=pgcluster", c->sock, c->port);
+	snprintf(url, sizeof(url), "host=%s port=%u user=postgres dbname=postgres application_name=pgcluster "
+				   "options='-c default_transaction_read_only=off'",
+		c->sock, c->port);
 	PGconn *pg = PQconnectdb(url);
 	if (PQstatus(pg) != CONNECTION_OK)
 		die("connecting", PQerrorMessage(pg));

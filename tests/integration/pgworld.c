@@ -20,17 +20,25 @@ void world_fini(void)
 	world.cluster = NULL;
 }
 
+void world_resolver(const char *resolv_conf, const char *hosts_file, int64_t timeout_us)
+{
+	struct fault f = { .code = 0 };
+	const struct resolver_params rp = { .resolv_conf = resolv_conf, .hosts_file = hosts_file, .timeout_us = timeout_us };
+	resolver_free(world.resolver);
+	world.resolver = NULL;
+	ck_assert_msg(resolver_new(world.loop, &rp, &world.resolver, &f) == 0, "%s", f.text);
+}
+
 void world_open(void)
 {
 	struct fault f = { .code = 0 };
-	const struct resolver_params rp = { .timeout_us = 2 * US_PER_S };
 	if (world.cluster == NULL) {
 		world.cluster = pgcluster_new();
 		ck_assert_int_eq(atexit(world_fini), 0);
 	}
 	pgcluster_start(world.cluster);
 	ck_assert_msg(loop_new(&world.loop, &f) == 0, "%s", f.text);
-	ck_assert_msg(resolver_new(world.loop, &rp, &world.resolver, &f) == 0, "%s", f.text);
+	world_resolver(NULL, NULL, 2 * US_PER_S);
 	world.state_calls = 0;
 	world.up = false;
 	world.why.code = 0;
@@ -41,6 +49,7 @@ void world_close(void)
 	pgpool_free(world.pool);
 	world.pool = NULL;
 	resolver_free(world.resolver);
+	world.resolver = NULL;
 	loop_free(world.loop);
 }
 

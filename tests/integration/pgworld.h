@@ -42,7 +42,10 @@ void world_fini(void); /* the cluster as well; at exit */
 void world_wait(const char *what, bool (*cond)(void *arg), void *arg);
 void world_run_ms(int ms); /* lets the loop go on; for "nothing happens" */
 
-/* Defaults: application "pgtest", one connection. NULL params: those; the URL is the cluster's when NULL. */
+/* Another resolver, before the pool is made; a NULL file is the system's. */
+void world_resolver(const char *resolv_conf, const char *hosts_file, int64_t timeout_us);
+
+/* Application "pgtest"; the URL is the cluster's when NULL. Replaces the pool that was there. */
 struct pgpool *world_pool(const char *url, unsigned size, int64_t statement_timeout_us, bool pooler);
 void world_wait_up(unsigned connections);
 void world_wait_down(void);
