@@ -62,14 +62,15 @@ static void jti_grow(struct jti_set *set, int64_t now_s)
 static bool jti_is_new(struct realm *r, const char *id, size_t n, int64_t exp_s, int64_t now_s)
 {
 	uint8_t digest[32];
-	struct jti j = { .exp_s = exp_s };
+	struct jti j = {.exp_s = exp_s};
 	if (r->jtis == NULL)
 		r->jtis = mem_alloc(sizeof *r->jtis);
 	if (r->jtis->used * 2 >= r->jtis->cap)
 		jti_grow(r->jtis, now_s);
 	crypto_sha256(id, n, digest);
 	memcpy(j.hash, digest, sizeof j.hash);
-	for (size_t i = j.hash[0] & (r->jtis->cap - 1); r->jtis->v[i].exp_s != 0; i = (i + 1) & (r->jtis->cap - 1))
+	for (size_t i = j.hash[0] & (r->jtis->cap - 1); r->jtis->v[i].exp_s != 0;
+		i = (i + 1) & (r->jtis->cap - 1))
 		if (memcmp(r->jtis->v[i].hash, j.hash, sizeof j.hash) == 0)
 			return false;
 	jti_put(r->jtis, &j);
@@ -157,7 +158,8 @@ static const char *member(struct json_object *o, const char *key)
 	return json_object_get_string(v);
 }
 
-static bool audience_is(const char *aud, const struct conn *c, const struct realm *realm, const struct request *r)
+static bool audience_is(
+	const char *aud, const struct conn *c, const struct realm *realm, const struct request *r)
 {
 	char want[1200];
 	if (aud == NULL)
@@ -170,8 +172,8 @@ static bool audience_is(const char *aud, const struct conn *c, const struct real
 	return strncmp(aud, want, n) == 0 && (aud[n] == '\0' || strcmp(aud + n, "/token") == 0);
 }
 
-static bool audience_fits(struct json_object *claims, const struct conn *c, const struct realm *realm,
-	const struct request *r)
+static bool audience_fits(
+	struct json_object *claims, const struct conn *c, const struct realm *realm, const struct request *r)
 {
 	struct json_object *aud;
 	if (!json_object_object_get_ex(claims, "aud", &aud))
@@ -180,19 +182,21 @@ static bool audience_fits(struct json_object *claims, const struct conn *c, cons
 		return audience_is(member(claims, "aud"), c, realm, r);
 	for (size_t i = 0; i < json_object_array_length(aud); i++) {
 		struct json_object *one = json_object_array_get_idx(aud, i);
-		if (json_object_is_type(one, json_type_string) && audience_is(json_object_get_string(one), c, realm, r))
+		if (json_object_is_type(one, json_type_string) &&
+			audience_is(json_object_get_string(one), c, realm, r))
 			return true;
 	}
 	return false;
 }
 
-static const char *claims_problem(struct json_object *claims, struct conn *c, struct realm *realm,
-	const struct request *r)
+static const char *claims_problem(
+	struct json_object *claims, struct conn *c, struct realm *realm, const struct request *r)
 {
 	const char *iss = member(claims, "iss"), *sub = member(claims, "sub"), *jti = member(claims, "jti");
 	int64_t now_s = sys_wall_us() / US_PER_S;
 	struct json_object *v;
-	if (iss == NULL || sub == NULL || strcmp(iss, realm->client_id) != 0 || strcmp(sub, realm->client_id) != 0)
+	if (iss == NULL || sub == NULL || strcmp(iss, realm->client_id) != 0 ||
+		strcmp(sub, realm->client_id) != 0)
 		return "iss and sub must both be the client_id";
 	if (!audience_fits(claims, c, realm, r))
 		return "aud is not this token endpoint";
@@ -212,7 +216,8 @@ static const char *claims_problem(struct json_object *claims, struct conn *c, st
 	return NULL;
 }
 
-static const char *assertion_problem(const char *jwt, struct conn *c, struct realm *realm, const struct request *r)
+static const char *assertion_problem(
+	const char *jwt, struct conn *c, struct realm *realm, const struct request *r)
 {
 	const char *dot = strchr(jwt, '.'), *dot2 = dot != NULL ? strchr(dot + 1, '.') : NULL;
 	struct buf sig = BUF_INIT(4096);
@@ -244,13 +249,17 @@ static const char *basic_problem(const struct request *r, const struct realm *re
 	const char *why = "malformed Basic credentials";
 	struct slice a = r->authorization;
 	const char *colon = NULL;
-	if (a.n > 6 && slice_is((struct slice){ a.p, 6 }, "Basic ") && base64_decode(&text, a.p + 6, a.n - 6) == 0)
+	if (a.n > 6 && slice_is((struct slice){a.p, 6}, "Basic ") &&
+		base64_decode(&text, a.p + 6, a.n - 6) == 0)
 		colon = memchr(buf_str(&text), ':', text.len);
-	if (colon != NULL && str_percent_decode(&id, buf_str(&text), (size_t)(colon - buf_str(&text)), true) == 0 &&
-		str_percent_decode(&secret, colon + 1, text.len - (size_t)(colon + 1 - buf_str(&text)), true) == 0)
-		why = strcmp(buf_str(&id), realm->client_id) == 0 && strcmp(buf_str(&secret), realm->client_secret) == 0 ?
-			      NULL :
-			      "wrong client or secret";
+	if (colon != NULL &&
+		str_percent_decode(&id, buf_str(&text), (size_t)(colon - buf_str(&text)), true) == 0 &&
+		str_percent_decode(
+			&secret, colon + 1, text.len - (size_t)(colon + 1 - buf_str(&text)), true) == 0)
+		why = strcmp(buf_str(&id), realm->client_id) == 0 &&
+				      strcmp(buf_str(&secret), realm->client_secret) == 0
+			      ? NULL
+			      : "wrong client or secret";
 	buf_fini(&text);
 	buf_fini(&id);
 	buf_fini(&secret);
@@ -263,18 +272,19 @@ static bool has_certificate(const struct conn *c)
 	       SSL_get_verify_result(c->ssl) == X509_V_OK;
 }
 
-static const char *check_used(struct conn *c, struct realm *realm, const struct request *r, enum auth used, const char *id,
-	const char *secret, const char *assertion)
+static const char *check_used(struct conn *c, struct realm *realm, const struct request *r, enum auth used,
+	const char *id, const char *secret, const char *assertion)
 {
 	bool id_fits = id != NULL && strcmp(id, realm->client_id) == 0;
 	switch (used) {
 	case AUTH_BASIC:
-		return id != NULL && !id_fits ? "client_id differs from the Basic user" : basic_problem(r, realm);
+		return id != NULL && !id_fits ? "client_id differs from the Basic user"
+					      : basic_problem(r, realm);
 	case AUTH_POST:
 		return id_fits && strcmp(secret, realm->client_secret) == 0 ? NULL : "wrong client or secret";
 	case AUTH_JWT:
-		return id != NULL && !id_fits ? "client_id differs from the assertion" :
-						assertion_problem(assertion, c, realm, r);
+		return id != NULL && !id_fits ? "client_id differs from the assertion"
+					      : assertion_problem(assertion, c, realm, r);
 	case AUTH_TLS:
 		return !id_fits ? "wrong client" : has_certificate(c) ? NULL : "no client certificate";
 	default:
@@ -282,17 +292,17 @@ static const char *check_used(struct conn *c, struct realm *realm, const struct 
 	}
 }
 
-const char *auth_check(struct conn *c, struct realm *realm, const struct request *r, const struct form *form, int *status,
-	const char **why)
+const char *auth_check(struct conn *c, struct realm *realm, const struct request *r, const struct form *form,
+	int *status, const char **why)
 {
 	const char *id = form_get(form, "client_id", NULL), *secret = form_get(form, "client_secret", NULL);
 	const char *assertion = form_get(form, "client_assertion", NULL);
 	const char *type = form_get(form, "client_assertion_type", NULL);
-	enum auth used = r->authorization.n > 0 ? AUTH_BASIC :
-			 assertion != NULL	? AUTH_JWT :
-			 secret != NULL		? AUTH_POST :
-			 realm->auth == AUTH_TLS ? AUTH_TLS :
-						  AUTH_NONE;
+	enum auth used = r->authorization.n > 0    ? AUTH_BASIC
+			 : assertion != NULL       ? AUTH_JWT
+			 : secret != NULL          ? AUTH_POST
+			 : realm->auth == AUTH_TLS ? AUTH_TLS
+						   : AUTH_NONE;
 	*status = 400;
 	if ((r->authorization.n > 0) + (secret != NULL) + (assertion != NULL) > 1) {
 		*why = "more than one way of client authentication";

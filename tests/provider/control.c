@@ -36,9 +36,11 @@ static void say_ok(struct conn *c)
 	conn_reply_text(c, 200, "{\"ok\":true}\n");
 }
 
-static bool get_number(struct ask *a, const char *name, int64_t fallback, int64_t min, int64_t max, int64_t *out)
+static bool get_number(
+	struct ask *a, const char *name, int64_t fallback, int64_t min, int64_t max, int64_t *out)
 {
-	if (form_i64(a->q, name, fallback, out) == 0 && (form_get(a->q, name, NULL) == NULL || (*out >= min && *out <= max)))
+	if (form_i64(a->q, name, fallback, out) == 0 &&
+		(form_get(a->q, name, NULL) == NULL || (*out >= min && *out <= max)))
 		return true;
 	conn_reply_error(a->c, 400, "%s: want a whole number from %" PRId64 " to %" PRId64, name, min, max);
 	return false;
@@ -60,7 +62,7 @@ static bool get_family(struct ask *a, uint32_t *family)
 static void handle_realm(struct ask *a)
 {
 	const char *name = form_get(a->q, "name", NULL);
-	struct fault f = { 0 };
+	struct fault f = {0};
 	struct realm *r = NULL;
 	int rc = realm_open(a->s, name != NULL ? name : "", &r, &f);
 	const char *text = buf_str(&a->q->text);
@@ -155,7 +157,7 @@ static void handle_mint(struct ask *a)
 {
 	int64_t n, expires_in, ago;
 	const char *format = form_get(a->q, "format", NULL);
-	struct fault f = { 0 };
+	struct fault f = {0};
 	uint32_t first;
 	if (!get_number(a, "n", 1, 1, MINT_MAX, &n) ||
 		!get_number(a, "expires_in", a->realm->at_ttl_s, 0, 315360000, &expires_in) ||
@@ -171,7 +173,7 @@ static void handle_mint(struct ask *a)
 		return;
 	}
 	struct mint *m = mem_alloc(sizeof *m);
-	m->st = (struct stream){ mint_fill, mint_fini };
+	m->st = (struct stream){mint_fill, mint_fini};
 	m->s = a->s;
 	m->r = a->realm;
 	m->at = first;
@@ -272,7 +274,7 @@ static void live_fini(struct stream *st)
 static void handle_live(struct ask *a)
 {
 	struct live *l = mem_alloc(sizeof *l);
-	l->st = (struct stream){ live_fill, live_fini };
+	l->st = (struct stream){live_fill, live_fini};
 	l->s = a->s;
 	l->r = a->realm;
 	conn_stream(a->c, &l->st, "application/x-ndjson");
@@ -287,7 +289,8 @@ static void verify_line(struct sim *s, const char *line, size_t n, struct buf *o
 	uint32_t family, gen;
 	size_t len;
 	form_reset(&s->form);
-	const char *at = form_parse_json(&s->form, line, n) == 0 ? form_get(&s->form, "access_token", &len) : NULL;
+	const char *at =
+		form_parse_json(&s->form, line, n) == 0 ? form_get(&s->form, "access_token", &len) : NULL;
 	jsonw_init(&w, out);
 	jsonw_object(&w, NULL);
 	if (at == NULL || token_read(s, TOKEN_ACCESS, at, len, &r, &family, &gen) != 0) {
@@ -329,7 +332,7 @@ static void handle_verify(struct ask *a)
 
 static void handle_fault(struct ask *a)
 {
-	struct fault f = { 0 };
+	struct fault f = {0};
 	if (slice_is(a->r->method, "GET")) {
 		reply_reset(&a->s->reply, 200, "application/json");
 		fault_list(a->realm, &a->s->reply.body);
@@ -377,28 +380,28 @@ static void realm_stats_json(struct jsonw *w, const struct realm *r)
 		const char *name;
 		uint64_t v;
 	} rows[] = {
-		{ "families", r->family_count },
-		{ "requests", st->requests },
-		{ "refresh_ok", st->refresh_ok },
-		{ "rotated", st->rotated },
-		{ "reused_in_grace", st->reused_in_grace },
-		{ "static_ok", st->static_ok },
-		{ "reuse_detected", st->reuse_detected },
-		{ "families_revoked", st->families_revoked },
-		{ "overlaps", st->overlaps },
-		{ "unknown_tokens", st->unknown_tokens },
-		{ "client_refused", st->client_refused },
-		{ "rate_limited", st->rate_limited },
-		{ "faults", st->faults },
-		{ "down_refused", st->down_refused },
-		{ "not_delivered", st->not_delivered },
-		{ "redirect_followed", st->redirect_followed },
-		{ "redirect_secret_seen", st->redirect_secret_seen },
-		{ "in_flight", st->in_flight },
-		{ "max_in_flight", st->max_in_flight },
-		{ "connections_open", st->conns_open },
-		{ "connections_accepted", st->conns_accepted },
-		{ "connections_max", st->conns_max },
+		{"families", r->family_count},
+		{"requests", st->requests},
+		{"refresh_ok", st->refresh_ok},
+		{"rotated", st->rotated},
+		{"reused_in_grace", st->reused_in_grace},
+		{"static_ok", st->static_ok},
+		{"reuse_detected", st->reuse_detected},
+		{"families_revoked", st->families_revoked},
+		{"overlaps", st->overlaps},
+		{"unknown_tokens", st->unknown_tokens},
+		{"client_refused", st->client_refused},
+		{"rate_limited", st->rate_limited},
+		{"faults", st->faults},
+		{"down_refused", st->down_refused},
+		{"not_delivered", st->not_delivered},
+		{"redirect_followed", st->redirect_followed},
+		{"redirect_secret_seen", st->redirect_secret_seen},
+		{"in_flight", st->in_flight},
+		{"max_in_flight", st->max_in_flight},
+		{"connections_open", st->conns_open},
+		{"connections_accepted", st->conns_accepted},
+		{"connections_max", st->conns_max},
 	};
 	jsonw_object(w, r->name);
 	for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
@@ -438,8 +441,10 @@ static void handle_stats_reset(struct ask *a)
 {
 	for (unsigned i = 0; i < a->s->realm_count; i++) {
 		struct realm_stats *st = &a->s->realms[i]->stats;
-		struct realm_stats kept = { .in_flight = st->in_flight, .max_in_flight = st->in_flight,
-			.conns_open = st->conns_open, .conns_max = st->conns_open };
+		struct realm_stats kept = {.in_flight = st->in_flight,
+			.max_in_flight = st->in_flight,
+			.conns_open = st->conns_open,
+			.conns_max = st->conns_open};
 		*st = kept;
 	}
 	say_ok(a->c);
@@ -470,23 +475,23 @@ void control_handle(struct conn *c, struct request *r)
 		bool realm;
 		void (*fn)(struct ask *a);
 	} routes[] = {
-		{ "/_sim/realm", "POST", false, handle_realm },
-		{ "/_sim/mint", "POST", true, handle_mint },
-		{ "/_sim/revoke", "POST", true, handle_revoke },
-		{ "/_sim/fault", NULL, true, handle_fault },
-		{ "/_sim/fault/clear", "POST", true, handle_fault_clear },
-		{ "/_sim/down", "POST", false, handle_down },
-		{ "/_sim/stats", "GET", false, handle_stats },
-		{ "/_sim/stats/reset", "POST", false, handle_stats_reset },
-		{ "/_sim/family", "GET", true, handle_family },
-		{ "/_sim/live", "GET", true, handle_live },
-		{ "/_sim/verify", "POST", false, handle_verify },
-		{ "/_sim/flush", NULL, false, handle_flush },
-		{ "/_sink_ctl", "POST", false, handle_sink_ctl },
-		{ "/_sink_log", "GET", false, handle_sink_log },
+		{"/_sim/realm", "POST", false, handle_realm},
+		{"/_sim/mint", "POST", true, handle_mint},
+		{"/_sim/revoke", "POST", true, handle_revoke},
+		{"/_sim/fault", NULL, true, handle_fault},
+		{"/_sim/fault/clear", "POST", true, handle_fault_clear},
+		{"/_sim/down", "POST", false, handle_down},
+		{"/_sim/stats", "GET", false, handle_stats},
+		{"/_sim/stats/reset", "POST", false, handle_stats_reset},
+		{"/_sim/family", "GET", true, handle_family},
+		{"/_sim/live", "GET", true, handle_live},
+		{"/_sim/verify", "POST", false, handle_verify},
+		{"/_sim/flush", NULL, false, handle_flush},
+		{"/_sink_ctl", "POST", false, handle_sink_ctl},
+		{"/_sink_log", "GET", false, handle_sink_log},
 	};
 	struct sim *s = c->sim;
-	struct ask a = { .c = c, .s = s, .r = r, .q = &s->query };
+	struct ask a = {.c = c, .s = s, .r = r, .q = &s->query};
 	form_reset(&s->query);
 	if (form_parse(&s->query, r->query.p, r->query.n) != 0) {
 		conn_reply_error(c, 400, "unreadable query, or a name given twice");

@@ -100,7 +100,7 @@ static size_t respond(struct dns *d, uint8_t *p, size_t n, size_t cap)
 	memset(p + 6, 0, 6);
 	if (rcode != 0 || !is_a)
 		return end;
-	static const uint8_t record[] = { 0xc0, DNS_HEAD, 0, TYPE_A, 0, CLASS_IN, 0, 0, 0, 0, 0, 4 };
+	static const uint8_t record[] = {0xc0, DNS_HEAD, 0, TYPE_A, 0, CLASS_IN, 0, 0, 0, 0, 0, 4};
 	p[7] = 1;
 	memcpy(p + end, record, sizeof record);
 	end += sizeof record;
@@ -116,7 +116,8 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
 	(void)what;
 	for (;;) {
 		socklen_t len = sizeof from;
-		ssize_t n = recvfrom(fd, packet, sizeof packet - 32, MSG_DONTWAIT, (struct sockaddr *)&from, &len);
+		ssize_t n = recvfrom(
+			fd, packet, sizeof packet - 32, MSG_DONTWAIT, (struct sockaddr *)&from, &len);
 		if (n < 0)
 			return;
 		size_t out = respond(d, packet, (size_t)n, sizeof packet);
@@ -128,7 +129,7 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
 int dns_start(struct sim *s, const char *listen, struct fault *f)
 {
 	struct listen_addr at;
-	struct sockaddr_in in = { .sin_family = AF_INET };
+	struct sockaddr_in in = {.sin_family = AF_INET};
 	socklen_t len = sizeof in;
 	int rc = listen_addr_parse(listen, &at, f);
 	if (rc != 0)

@@ -23,7 +23,8 @@ int realm_mint(struct realm *r, uint32_t n, int64_t at_expires_us, uint32_t *fir
 {
 	uint64_t want = (uint64_t)r->family_count + n;
 	if (want >= UNKNOWN_FAMILY)
-		return fault_set(f, ST_FULL, "realm %s cannot hold %llu families", r->name, (unsigned long long)want);
+		return fault_set(
+			f, ST_FULL, "realm %s cannot hold %llu families", r->name, (unsigned long long)want);
 	if (want > r->family_cap) {
 		uint64_t cap = r->family_cap < 1024 ? 1024 : (uint64_t)r->family_cap * 2;
 		r->family_cap = (uint32_t)(cap > want ? cap : want);
@@ -33,26 +34,27 @@ int realm_mint(struct realm *r, uint32_t n, int64_t at_expires_us, uint32_t *fir
 	}
 	*first = r->family_count;
 	for (uint32_t i = r->family_count; i < want; i++)
-		r->families[i] = (struct family){ .at_expires_us = at_expires_us, .gen = 1, .first = 1 };
+		r->families[i] = (struct family){.at_expires_us = at_expires_us, .gen = 1, .first = 1};
 	r->family_count = (uint32_t)want;
 	return 0;
 }
 
 static void seal(struct sim *s, unsigned realm, uint32_t family, uint32_t gen, uint8_t out[32])
 {
-	uint8_t msg[HEAD_BYTES - 1] = { (uint8_t)(realm >> 8), (uint8_t)realm, (uint8_t)(family >> 24), (uint8_t)(family >> 16),
-		(uint8_t)(family >> 8), (uint8_t)family, (uint8_t)(gen >> 24), (uint8_t)(gen >> 16), (uint8_t)(gen >> 8),
-		(uint8_t)gen };
+	uint8_t msg[HEAD_BYTES - 1] = {(uint8_t)(realm >> 8), (uint8_t)realm, (uint8_t)(family >> 24),
+		(uint8_t)(family >> 16), (uint8_t)(family >> 8), (uint8_t)family, (uint8_t)(gen >> 24),
+		(uint8_t)(gen >> 16), (uint8_t)(gen >> 8), (uint8_t)gen};
 	crypto_hmac_sha256(s->secret, sizeof s->secret, msg, sizeof msg, out);
 }
 
-/* The seal's first half is the refresh token's, the second the access token's; longer tokens repeat their own text. */
-static void token_text(struct sim *s, const struct realm *r, enum token_kind kind, uint32_t family, uint32_t gen,
-	const uint8_t mac[32], char *out)
+/* The seal's first half is the refresh token's, the second the access token's; longer tokens repeat their own
+ * text. */
+static void token_text(struct sim *s, const struct realm *r, enum token_kind kind, uint32_t family,
+	uint32_t gen, const uint8_t mac[32], char *out)
 {
-	uint8_t raw[RAW_BYTES] = { (uint8_t)kind, (uint8_t)(r->index >> 8), (uint8_t)r->index, (uint8_t)(family >> 24),
-		(uint8_t)(family >> 16), (uint8_t)(family >> 8), (uint8_t)family, (uint8_t)(gen >> 24), (uint8_t)(gen >> 16),
-		(uint8_t)(gen >> 8), (uint8_t)gen };
+	uint8_t raw[RAW_BYTES] = {(uint8_t)kind, (uint8_t)(r->index >> 8), (uint8_t)r->index,
+		(uint8_t)(family >> 24), (uint8_t)(family >> 16), (uint8_t)(family >> 8), (uint8_t)family,
+		(uint8_t)(gen >> 24), (uint8_t)(gen >> 16), (uint8_t)(gen >> 8), (uint8_t)gen};
 	size_t len = kind == TOKEN_REFRESH ? r->rt_len : r->at_len;
 	memcpy(raw + HEAD_BYTES, mac + (kind == TOKEN_REFRESH ? 0 : SEAL_BYTES), SEAL_BYTES);
 	buf_truncate(&s->tmp, 0);
@@ -78,13 +80,14 @@ void token_make(struct sim *s, const struct realm *r, uint32_t family, uint32_t 
 	token_text(s, r, TOKEN_ACCESS, family, at_gen, mac, at);
 }
 
-int token_read(struct sim *s, enum token_kind kind, const char *p, size_t n, struct realm **r, uint32_t *family,
-	uint32_t *gen)
+int token_read(struct sim *s, enum token_kind kind, const char *p, size_t n, struct realm **r,
+	uint32_t *family, uint32_t *gen)
 {
 	if (n < TEXT_HEAD || memcmp(p, kind == TOKEN_REFRESH ? "rt_" : "at_", 3) != 0)
 		return ST_INVALID;
 	buf_truncate(&s->tmp, 0);
-	if (base64url_decode(&s->tmp, p + 3, TEXT_HEAD - 3) != 0 || s->tmp.len != RAW_BYTES || s->tmp.data[0] != kind)
+	if (base64url_decode(&s->tmp, p + 3, TEXT_HEAD - 3) != 0 || s->tmp.len != RAW_BYTES ||
+		s->tmp.data[0] != kind)
 		return ST_INVALID;
 	const uint8_t *d = s->tmp.data;
 	unsigned realm = (unsigned)d[1] << 8 | d[2];

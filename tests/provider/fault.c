@@ -88,7 +88,8 @@ static void apply_429(struct conn *c, struct fault_rule *f, struct reply *r)
 		char text[40];
 		struct tm tm;
 		time_t at = (time_t)(sys_wall_us() / US_PER_S + n);
-		if (gmtime_r(&at, &tm) == NULL || strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &tm) == 0)
+		if (gmtime_r(&at, &tm) == NULL ||
+			strftime(text, sizeof text, "%a, %d %b %Y %H:%M:%S GMT", &tm) == 0)
 			always_failed("a date can be written", __FILE__, __LINE__, __func__);
 		put(buf_printf(&r->headers, "Retry-After: %s\r\n", text));
 	} else if (strncmp(f->arg, "none", 4) != 0) {
@@ -111,8 +112,8 @@ struct pieces {
 
 static void write_pieces(struct reply *r, const struct pieces *p)
 {
-	const char *names[] = { "access_token", "token_type", "expires_in", "refresh_token" };
-	const char *texts[] = { p->at, p->type, p->expires, p->rt };
+	const char *names[] = {"access_token", "token_type", "expires_in", "refresh_token"};
+	const char *texts[] = {p->at, p->type, p->expires, p->rt};
 	char sep = '{';
 	buf_truncate(&r->body, 0);
 	for (unsigned i = 0; i < 4; i++) {
@@ -130,16 +131,25 @@ static const struct wrong_type {
 	const char *name, *text; /* text NULL = absent */
 	int piece;
 } wrong_types[] = {
-	{ "expires_string", "\"3600\"", P_EXPIRES },	{ "expires_float", "3599.5", P_EXPIRES },
-	{ "expires_negative", "-1", P_EXPIRES },	{ "expires_zero", "0", P_EXPIRES },
-	{ "expires_huge", "1e400", P_EXPIRES },		{ "expires_null", "null", P_EXPIRES },
-	{ "expires_ms", "3600000", P_EXPIRES },		{ "expires_text", "\"soon\"", P_EXPIRES },
-	{ "expires_absent", NULL, P_EXPIRES },		{ "token_type_missing", NULL, P_TYPE },
-	{ "access_token_number", "12345", P_AT },	{ "access_token_null", "null", P_AT },
-	{ "access_token_missing", NULL, P_AT },		{ "access_token_empty", "\"\"", P_AT },
-	{ "refresh_token_number", "12345", P_RT },	{ "refresh_token_object", "{\"value\":\"x\"}", P_RT },
-	{ "refresh_token_absent", NULL, P_RT },		{ "refresh_token_null", "null", P_RT },
-	{ "refresh_token_empty", "\"\"", P_RT },
+	{"expires_string", "\"3600\"", P_EXPIRES},
+	{"expires_float", "3599.5", P_EXPIRES},
+	{"expires_negative", "-1", P_EXPIRES},
+	{"expires_zero", "0", P_EXPIRES},
+	{"expires_huge", "1e400", P_EXPIRES},
+	{"expires_null", "null", P_EXPIRES},
+	{"expires_ms", "3600000", P_EXPIRES},
+	{"expires_text", "\"soon\"", P_EXPIRES},
+	{"expires_absent", NULL, P_EXPIRES},
+	{"token_type_missing", NULL, P_TYPE},
+	{"access_token_number", "12345", P_AT},
+	{"access_token_null", "null", P_AT},
+	{"access_token_missing", NULL, P_AT},
+	{"access_token_empty", "\"\"", P_AT},
+	{"refresh_token_number", "12345", P_RT},
+	{"refresh_token_object", "{\"value\":\"x\"}", P_RT},
+	{"refresh_token_absent", NULL, P_RT},
+	{"refresh_token_null", "null", P_RT},
+	{"refresh_token_empty", "\"\"", P_RT},
 };
 
 static const struct wrong_type *find_type(const char *name)
@@ -156,8 +166,8 @@ static void spoil_type(struct conn *c, struct reply *r, const char *name)
 	const struct wrong_type *w = find_type(name);
 	char *at = mem_printf("\"%s\"", g->at), *rt = mem_printf("\"%s\"", g->rt);
 	char *expires = mem_printf("%lld", (long long)g->expires_in);
-	struct pieces p = { at, "\"Bearer\"", expires, g->has_rt ? rt : NULL };
-	const char **slot[] = { &p.at, &p.type, &p.expires, &p.rt };
+	struct pieces p = {at, "\"Bearer\"", expires, g->has_rt ? rt : NULL};
+	const char **slot[] = {&p.at, &p.type, &p.expires, &p.rt};
 	*slot[w->piece] = w->text;
 	write_pieces(r, &p);
 	mem_free(at);
@@ -194,7 +204,8 @@ static void apply_form_body(struct conn *c, struct fault_rule *f, struct reply *
 	const struct granted *g = &c->sim->granted;
 	r->type = "application/x-www-form-urlencoded; charset=utf-8";
 	buf_truncate(&r->body, 0);
-	put(buf_printf(&r->body, "access_token=%s&expires_in=%lld&token_type=bearer", g->at, (long long)g->expires_in));
+	put(buf_printf(&r->body, "access_token=%s&expires_in=%lld&token_type=bearer", g->at,
+		(long long)g->expires_in));
 	if (g->has_rt)
 		put(buf_printf(&r->body, "&refresh_token=%s", g->rt));
 }
@@ -242,8 +253,8 @@ static void apply_dup_keys(struct conn *c, struct fault_rule *f, struct reply *r
 	(void)c;
 	(void)f;
 	reopen(r);
-	put(buf_puts(&r->body,
-		",\"access_token\":\"duplicate-access-token\",\"refresh_token\":\"duplicate-refresh-token\"}"));
+	put(buf_puts(&r->body, ",\"access_token\":\"duplicate-access-token\",\"refresh_token\":\"duplicate-"
+			       "refresh-token\"}"));
 }
 
 static void apply_bad_utf8(struct conn *c, struct fault_rule *f, struct reply *r)
@@ -330,52 +341,55 @@ static void finish_slow_headers(struct conn *c, const struct fault_rule *f, size
 }
 
 static const struct fault_kind kinds[] = {
-	{ "early_answer", FAULT_HEAD, ARG_STATUS, apply_error, NULL },
-	{ "die_before", FAULT_BEFORE, ARG_NONE, apply_nothing, finish_cut },
-	{ "rst_before", FAULT_BEFORE, ARG_NONE, apply_nothing, finish_reset },
-	{ "hang", FAULT_BEFORE, ARG_NONE, apply_nothing, finish_hang },
-	{ "error", FAULT_BEFORE, ARG_STATUS, apply_error, NULL },
-	{ "empty_401", FAULT_BEFORE, ARG_NONE, apply_empty_401, NULL },
-	{ "empty_200", FAULT_BEFORE, ARG_NONE, apply_empty_200, NULL },
-	{ "ok_with_error", FAULT_BEFORE, ARG_CODE, apply_ok_with_error, NULL },
-	{ "not_json", FAULT_BEFORE, ARG_NONE, apply_not_json, NULL },
-	{ "redirect_307", FAULT_BEFORE, ARG_NONE, apply_redirect, NULL },
-	{ "429", FAULT_BEFORE, ARG_RETRY, apply_429, NULL },
-	{ "die_after", FAULT_AFTER, ARG_NONE, apply_nothing, finish_cut },
-	{ "rst_after", FAULT_AFTER, ARG_NUMBER, apply_nothing, finish_reset },
-	{ "hang_after", FAULT_AFTER, ARG_NONE, apply_nothing, finish_hang },
-	{ "half_reply", FAULT_AFTER, ARG_NUMBER, apply_nothing, finish_half },
-	{ "drip", FAULT_AFTER, ARG_NUMBER, apply_nothing, finish_drip },
-	{ "slow_headers", FAULT_AFTER, ARG_NUMBER, apply_nothing, finish_slow_headers },
-	{ "keepalive_close", FAULT_AFTER, ARG_RACE, apply_race, NULL },
-	{ "wrong_types", FAULT_AFTER, ARG_TYPES, apply_wrong_types, NULL },
-	{ "form_body", FAULT_AFTER, ARG_NONE, apply_form_body, NULL },
-	{ "huge_body", FAULT_AFTER, ARG_NUMBER, apply_huge_body, NULL },
-	{ "deep_json", FAULT_AFTER, ARG_NUMBER, apply_deep_json, NULL },
-	{ "dup_keys", FAULT_AFTER, ARG_NONE, apply_dup_keys, NULL },
-	{ "bad_utf8", FAULT_AFTER, ARG_NONE, apply_bad_utf8, NULL },
-	{ "rt_absent", FAULT_AFTER, ARG_NONE, apply_rt_absent, NULL },
-	{ "rt_null", FAULT_AFTER, ARG_NONE, apply_rt_null, NULL },
-	{ "rt_empty", FAULT_AFTER, ARG_NONE, apply_rt_empty, NULL },
-	{ "chunked", FAULT_AFTER, ARG_NONE, apply_chunked, NULL },
-	{ "wrong_length", FAULT_AFTER, ARG_NUMBER, apply_wrong_length, finish_close },
+	{"early_answer", FAULT_HEAD, ARG_STATUS, apply_error, NULL},
+	{"die_before", FAULT_BEFORE, ARG_NONE, apply_nothing, finish_cut},
+	{"rst_before", FAULT_BEFORE, ARG_NONE, apply_nothing, finish_reset},
+	{"hang", FAULT_BEFORE, ARG_NONE, apply_nothing, finish_hang},
+	{"error", FAULT_BEFORE, ARG_STATUS, apply_error, NULL},
+	{"empty_401", FAULT_BEFORE, ARG_NONE, apply_empty_401, NULL},
+	{"empty_200", FAULT_BEFORE, ARG_NONE, apply_empty_200, NULL},
+	{"ok_with_error", FAULT_BEFORE, ARG_CODE, apply_ok_with_error, NULL},
+	{"not_json", FAULT_BEFORE, ARG_NONE, apply_not_json, NULL},
+	{"redirect_307", FAULT_BEFORE, ARG_NONE, apply_redirect, NULL},
+	{"429", FAULT_BEFORE, ARG_RETRY, apply_429, NULL},
+	{"die_after", FAULT_AFTER, ARG_NONE, apply_nothing, finish_cut},
+	{"rst_after", FAULT_AFTER, ARG_NUMBER, apply_nothing, finish_reset},
+	{"hang_after", FAULT_AFTER, ARG_NONE, apply_nothing, finish_hang},
+	{"half_reply", FAULT_AFTER, ARG_NUMBER, apply_nothing, finish_half},
+	{"drip", FAULT_AFTER, ARG_NUMBER, apply_nothing, finish_drip},
+	{"slow_headers", FAULT_AFTER, ARG_NUMBER, apply_nothing, finish_slow_headers},
+	{"keepalive_close", FAULT_AFTER, ARG_RACE, apply_race, NULL},
+	{"wrong_types", FAULT_AFTER, ARG_TYPES, apply_wrong_types, NULL},
+	{"form_body", FAULT_AFTER, ARG_NONE, apply_form_body, NULL},
+	{"huge_body", FAULT_AFTER, ARG_NUMBER, apply_huge_body, NULL},
+	{"deep_json", FAULT_AFTER, ARG_NUMBER, apply_deep_json, NULL},
+	{"dup_keys", FAULT_AFTER, ARG_NONE, apply_dup_keys, NULL},
+	{"bad_utf8", FAULT_AFTER, ARG_NONE, apply_bad_utf8, NULL},
+	{"rt_absent", FAULT_AFTER, ARG_NONE, apply_rt_absent, NULL},
+	{"rt_null", FAULT_AFTER, ARG_NONE, apply_rt_null, NULL},
+	{"rt_empty", FAULT_AFTER, ARG_NONE, apply_rt_empty, NULL},
+	{"chunked", FAULT_AFTER, ARG_NONE, apply_chunked, NULL},
+	{"wrong_length", FAULT_AFTER, ARG_NUMBER, apply_wrong_length, finish_close},
 };
 
 /* --- rules */
 
 static bool is_code(const char *s)
 {
-	return *s != '\0' && s[strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")] == '\0';
+	return *s != '\0' &&
+	       s[strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")] == '\0';
 }
 
 static int check_status(struct fault_rule *rule, const struct fault_kind *k, struct fault *f)
 {
 	int64_t status;
 	if (rule->arg[0] == '\0')
-		strcpy(rule->arg, k->when == FAULT_HEAD ? "503:temporarily_unavailable" : "400:invalid_grant");
-	if (strlen(rule->arg) < 5 || rule->arg[3] != ':' || str_parse_i64(rule->arg, 3, &status) != 0 || status < 200 ||
-		!is_code(rule->arg + 4))
-		return fault_set(f, ST_INVALID, "kind %s: arg is STATUS:code, e.g. 400:invalid_grant", k->name);
+		strcpy(rule->arg,
+			k->when == FAULT_HEAD ? "503:temporarily_unavailable" : "400:invalid_grant");
+	if (strlen(rule->arg) < 5 || rule->arg[3] != ':' || str_parse_i64(rule->arg, 3, &status) != 0 ||
+		status < 200 || !is_code(rule->arg + 4))
+		return fault_set(
+			f, ST_INVALID, "kind %s: arg is STATUS:code, e.g. 400:invalid_grant", k->name);
 	return 0;
 }
 
@@ -390,23 +404,31 @@ static int check_arg(struct fault_rule *rule, const struct fault_kind *k, struct
 	case ARG_NUMBER:
 		if (n > 0 && (str_parse_i64(a, n, &rule->number) != 0 || rule->number < 0 ||
 				     rule->number > (int64_t)BODY_MAX - 65536))
-			return fault_set(f, ST_RANGE, "kind %s: arg is a number up to %zu", k->name, BODY_MAX - 65536);
+			return fault_set(
+				f, ST_RANGE, "kind %s: arg is a number up to %zu", k->name, BODY_MAX - 65536);
 		return 0;
 	case ARG_STATUS:
 		return check_status(rule, k, f);
 	case ARG_TYPES:
-		return n == 0 || find_type(a) != NULL ? 0 : fault_set(f, ST_INVALID, "wrong_types: no type called %s", a);
+		return n == 0 || find_type(a) != NULL
+			       ? 0
+			       : fault_set(f, ST_INVALID, "wrong_types: no type called %s", a);
 	case ARG_RETRY:
-		if (colon != NULL && (str_parse_i64(colon + 1, strlen(colon + 1), &rule->number) != 0 || rule->number < 0))
+		if (colon != NULL &&
+			(str_parse_i64(colon + 1, strlen(colon + 1), &rule->number) != 0 || rule->number < 0))
 			return fault_set(f, ST_INVALID, "429: want delta:S or date:S");
-		if (n > 0 && strncmp(a, "delta", 5) != 0 && strncmp(a, "date", 4) != 0 && strcmp(a, "garbage") != 0 &&
-			strcmp(a, "none") != 0)
+		if (n > 0 && strncmp(a, "delta", 5) != 0 && strncmp(a, "date", 4) != 0 &&
+			strcmp(a, "garbage") != 0 && strcmp(a, "none") != 0)
 			return fault_set(f, ST_INVALID, "429: arg is delta[:S], date[:S], garbage or none");
 		return 0;
 	case ARG_CODE:
-		return n == 0 || is_code(a) ? 0 : fault_set(f, ST_INVALID, "kind %s: arg is an error code", k->name);
+		return n == 0 || is_code(a)
+			       ? 0
+			       : fault_set(f, ST_INVALID, "kind %s: arg is an error code", k->name);
 	case ARG_RACE:
-		return n == 0 || strcmp(a, "rst") == 0 ? 0 : fault_set(f, ST_INVALID, "kind %s: arg is rst", k->name);
+		return n == 0 || strcmp(a, "rst") == 0
+			       ? 0
+			       : fault_set(f, ST_INVALID, "kind %s: arg is rst", k->name);
 	}
 	return 0;
 }
@@ -420,13 +442,17 @@ int fault_add(struct realm *r, const struct form *q, struct fault *f)
 		if (strcmp(kinds[i].name, name) == 0)
 			kind = &kinds[i];
 	if (kind == NULL)
-		return fault_set(f, ST_NOT_FOUND, "no fault kind is called %.60s", name != NULL ? name : "(kind is missing)");
-	if (form_i64(q, "n", 1, &n) != 0 || form_i64(q, "every", 1, &every) != 0 || form_i64(q, "family", -1, &family) != 0 ||
-		n < 0 || every < 1 || family < -1 || family >= UNKNOWN_FAMILY)
-		return fault_set(f, ST_INVALID, "n is 0 (for ever) or a count, every is at least 1, family is a number");
+		return fault_set(f, ST_NOT_FOUND, "no fault kind is called %.60s",
+			name != NULL ? name : "(kind is missing)");
+	if (form_i64(q, "n", 1, &n) != 0 || form_i64(q, "every", 1, &every) != 0 ||
+		form_i64(q, "family", -1, &family) != 0 || n < 0 || every < 1 || family < -1 ||
+		family >= UNKNOWN_FAMILY)
+		return fault_set(f, ST_INVALID,
+			"n is 0 (for ever) or a count, every is at least 1, family is a number");
 	if (arg != NULL && strlen(arg) >= sizeof((struct fault_rule *)0)->arg)
 		return fault_set(f, ST_INVALID, "arg is too long");
-	struct fault_rule rule = { .kind = kind, .realm = r, .left = (uint64_t)n, .every = (uint64_t)every, .number = -1 };
+	struct fault_rule rule = {
+		.kind = kind, .realm = r, .left = (uint64_t)n, .every = (uint64_t)every, .number = -1};
 	rule.for_ever = n == 0;
 	rule.family = family < 0 ? UNKNOWN_FAMILY : (uint32_t)family;
 	if (arg != NULL)
@@ -460,7 +486,8 @@ void faults_free(struct realm *r)
 struct fault_rule *fault_pick(struct realm *r, uint32_t family, bool head, bool body)
 {
 	struct fault_rule *f;
-	TAILQ_FOREACH(f, &r->rules, link) {
+	TAILQ_FOREACH(f, &r->rules, link)
+	{
 		if (f->kind->when == FAULT_HEAD ? !head : !body)
 			continue;
 		if (!f->for_ever && f->left == 0)
@@ -487,7 +514,8 @@ void fault_list(const struct realm *r, struct buf *out)
 	struct fault_rule *f;
 	jsonw_init(&w, out);
 	jsonw_array(&w, NULL);
-	TAILQ_FOREACH(f, &r->rules, link) {
+	TAILQ_FOREACH(f, &r->rules, link)
+	{
 		jsonw_object(&w, NULL);
 		jsonw_str(&w, "kind", f->kind->name);
 		jsonw_str(&w, "arg", f->arg);

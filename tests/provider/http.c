@@ -39,14 +39,14 @@ static int parse_line(struct request *r, const char *p, const char *end)
 	const char *sp = memchr(p, ' ', (size_t)(end - p));
 	if (sp == NULL || !is_token(p, (size_t)(sp - p)))
 		return ST_SYNTAX;
-	r->method = (struct slice){ p, (size_t)(sp - p) };
+	r->method = (struct slice){p, (size_t)(sp - p)};
 	const char *target = sp + 1;
 	sp = memchr(target, ' ', (size_t)(end - target));
 	if (sp == NULL || *target != '/' || str_has_ctl(target, (size_t)(sp - target)))
 		return ST_SYNTAX;
 	const char *mark = memchr(target, '?', (size_t)(sp - target));
-	r->path = (struct slice){ target, (size_t)((mark != NULL ? mark : sp) - target) };
-	r->query = mark != NULL ? (struct slice){ mark + 1, (size_t)(sp - mark - 1) } : (struct slice){ "", 0 };
+	r->path = (struct slice){target, (size_t)((mark != NULL ? mark : sp) - target)};
+	r->query = mark != NULL ? (struct slice){mark + 1, (size_t)(sp - mark - 1)} : (struct slice){"", 0};
 	if (end - sp != 9 || memcmp(sp, " HTTP/", 6) != 0)
 		return ST_SYNTAX;
 	return memcmp(sp, " HTTP/1.1", 9) == 0 ? 0 : ST_VERSION;
@@ -105,13 +105,13 @@ static int parse_header(struct request *r, const char *p, const char *end, bool 
 	if (r->header_count == HEADER_MAX)
 		return ST_FULL;
 	struct header *h = &r->headers[r->header_count++];
-	h->name = (struct slice){ p, (size_t)(colon - p) };
+	h->name = (struct slice){p, (size_t)(colon - p)};
 	const char *v = colon + 1;
 	while (v < end && (*v == ' ' || *v == '\t'))
 		v++;
 	while (end > v && (end[-1] == ' ' || end[-1] == '\t'))
 		end--;
-	h->value = (struct slice){ v, (size_t)(end - v) };
+	h->value = (struct slice){v, (size_t)(end - v)};
 	for (const char *q = v; q < end; q++)
 		if ((unsigned char)*q < 0x20 && *q != '\t')
 			return ST_SYNTAX;
@@ -126,7 +126,7 @@ int request_parse(struct request *r, const char *p, size_t n)
 	r->header_count = 0;
 	r->content_length = 0;
 	r->close = r->expect_continue = false;
-	r->host = r->content_type = r->authorization = r->body = (struct slice){ "", 0 };
+	r->host = r->content_type = r->authorization = r->body = (struct slice){"", 0};
 	r->head_len = (size_t)(stop - p) + 4;
 	const char *eol = memmem(p, (size_t)(stop - p) + 2, "\r\n", 2);
 	int rc = parse_line(r, p, eol);
@@ -190,7 +190,8 @@ int form_parse(struct form *f, const char *p, size_t n)
 		size_t name, value;
 		int rc = form_piece(f, p, (size_t)(name_end - p), &name);
 		if (rc == 0)
-			rc = form_piece(f, eq != NULL ? eq + 1 : stop, eq != NULL ? (size_t)(stop - eq - 1) : 0, &value);
+			rc = form_piece(f, eq != NULL ? eq + 1 : stop,
+				eq != NULL ? (size_t)(stop - eq - 1) : 0, &value);
 		if (rc == 0)
 			rc = form_add(f, name, value);
 		if (rc != 0)
@@ -207,9 +208,12 @@ int form_parse_json(struct form *f, const char *p, size_t n)
 		return ST_FULL;
 	json_tokener_set_flags(tok, JSON_TOKENER_STRICT);
 	struct json_object *o = json_tokener_parse_ex(tok, p, (int)n);
-	int rc = o != NULL && json_object_is_type(o, json_type_object) && json_tokener_get_parse_end(tok) == n ? 0 : ST_SYNTAX;
+	int rc = o != NULL && json_object_is_type(o, json_type_object) && json_tokener_get_parse_end(tok) == n
+			 ? 0
+			 : ST_SYNTAX;
 	if (rc == 0) {
-		json_object_object_foreach(o, key, val) {
+		json_object_object_foreach(o, key, val)
+		{
 			size_t name = f->text.len, value;
 			if (rc != 0 || json_object_is_type(val, json_type_null))
 				continue;

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -61,7 +62,8 @@ void ledger_close(struct ledger *l)
 	buf_fini(&l->out);
 }
 
-void presentation_begin(struct presentation *p, struct realm *r, uint32_t family, uint32_t gen, const char *rt, size_t n)
+void presentation_begin(
+	struct presentation *p, struct realm *r, uint32_t family, uint32_t gen, const char *rt, size_t n)
 {
 	static const char hex[] = "0123456789abcdef";
 	uint8_t digest[32];
@@ -89,20 +91,27 @@ void presentation_begin(struct presentation *p, struct realm *r, uint32_t family
 	}
 }
 
-static void write_line(struct ledger *l, const struct presentation *p, uint64_t conn, uint32_t req, bool delivered,
-	bool overlap, int64_t done_us)
+static void write_line(struct ledger *l, const struct presentation *p, uint64_t conn, uint32_t req,
+	bool delivered, bool overlap, int64_t done_us)
 {
 	struct realm *r = p->realm;
 	bool known = p->family != UNKNOWN_FAMILY;
-	put(buf_printf(&l->out,
-		"{\"realm\":\"%s\",\"family\":%lld,\"gen\":%u,\"rt\":\"%s\",\"conn\":%llu,\"req\":%u,\"t_recv_us\":%lld,"
-		"\"t_done_us\":%lld,\"outcome\":\"%s%s\",\"rotated\":%s,\"status\":%d,\"delivered\":%s,\"overlap\":%s,"
+	char line[640];
+	/* Into the stack first: formatting into a growing buffer measures every line twice. */
+	int n = snprintf(line, sizeof line,
+		"{\"realm\":\"%s\",\"family\":%lld,\"gen\":%u,\"rt\":\"%s\",\"conn\":%llu,\"req\":%u,\"t_"
+		"recv_us\":%lld,"
+		"\"t_done_us\":%lld,\"outcome\":\"%s%s\",\"rotated\":%s,\"status\":%d,\"delivered\":%s,"
+		"\"overlap\":%s,"
 		"\"live_gen\":%u,\"revoked\":%s}\n",
 		r->name, known ? (long long)p->family : -1LL, p->gen, p->rt16, (unsigned long long)conn, req,
 		(long long)p->t_recv_us, (long long)done_us, p->fault != NULL ? "fault:" : "",
 		p->fault != NULL ? p->fault : p->outcome, p->rotated ? "true" : "false", p->status,
-		delivered ? "true" : "false", overlap ? "true" : "false", known ? family_live(r, p->family) : 0,
-		known && r->families[p->family].revoked ? "true" : "false"));
+		delivered ? "true" : "false", overlap ? "true" : "false",
+		known ? family_live(r, p->family) : 0,
+		known && r->families[p->family].revoked ? "true" : "false");
+	ALWAYS(n > 0 && (size_t)n < sizeof line);
+	put(buf_append(&l->out, line, (size_t)n));
 }
 
 void presentation_end(struct sim *s, struct presentation *p, uint64_t conn, uint32_t req, bool delivered)

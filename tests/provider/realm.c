@@ -32,23 +32,23 @@ static int number(const char *key, const char *value, int64_t min, int64_t max, 
 {
 	int64_t v;
 	if (str_parse_i64(value, strlen(value), &v) != 0 || v < min || v > max)
-		return fault_set(f, ST_RANGE, "%s=%s: want a whole number from %lld to %lld", key, value, (long long)min,
-			(long long)max);
+		return fault_set(f, ST_RANGE, "%s=%s: want a whole number from %lld to %lld", key, value,
+			(long long)min, (long long)max);
 	*out = v;
 	return 0;
 }
 
 static int set_choice(struct realm *r, const char *key, const char *value, struct fault *f)
 {
-	static const struct choice modes[] = { { "strict", MODE_STRICT }, { "grace", MODE_GRACE }, { "static", MODE_STATIC },
-		{ NULL, 0 } };
-	static const struct choice auths[] = { { "basic", AUTH_BASIC }, { "post", AUTH_POST }, { "jwt", AUTH_JWT },
-		{ "none", AUTH_NONE }, { "any", AUTH_ANY }, { "tls", AUTH_TLS }, { NULL, 0 } };
-	static const struct choice replies[] = { { "absent", STATIC_ABSENT }, { "null", STATIC_NULL },
-		{ "empty", STATIC_EMPTY }, { "same", STATIC_SAME }, { NULL, 0 } };
-	static const struct choice bodies[] = { { "any", BODY_ANY }, { "form", BODY_FORM }, { "json", BODY_JSON },
-		{ "query", BODY_QUERY }, { NULL, 0 } };
-	static const struct choice commits[] = { { "early", 0 }, { "late", 1 }, { NULL, 0 } };
+	static const struct choice modes[] = {
+		{"strict", MODE_STRICT}, {"grace", MODE_GRACE}, {"static", MODE_STATIC}, {NULL, 0}};
+	static const struct choice auths[] = {{"basic", AUTH_BASIC}, {"post", AUTH_POST}, {"jwt", AUTH_JWT},
+		{"none", AUTH_NONE}, {"any", AUTH_ANY}, {"tls", AUTH_TLS}, {NULL, 0}};
+	static const struct choice replies[] = {{"absent", STATIC_ABSENT}, {"null", STATIC_NULL},
+		{"empty", STATIC_EMPTY}, {"same", STATIC_SAME}, {NULL, 0}};
+	static const struct choice bodies[] = {{"any", BODY_ANY}, {"form", BODY_FORM}, {"json", BODY_JSON},
+		{"query", BODY_QUERY}, {NULL, 0}};
+	static const struct choice commits[] = {{"early", 0}, {"late", 1}, {NULL, 0}};
 	int v = 0, rc;
 	if (strcmp(key, "mode") == 0) {
 		if ((rc = choose(modes, key, value, &v, f)) == 0)
@@ -140,9 +140,9 @@ int realm_set(struct realm *r, const char *key, const char *value, struct fault 
 	if (rc == ST_NOT_FOUND)
 		rc = set_text(r, key, value, f);
 	if (rc == ST_NOT_FOUND && strcmp(key, "at_overlap") == 0)
-		return str_parse_bool(value, strlen(value), &r->at_overlap) == 0 ?
-			       0 :
-			       fault_set(f, ST_INVALID, "at_overlap=%s: want yes or no", value);
+		return str_parse_bool(value, strlen(value), &r->at_overlap) == 0
+			       ? 0
+			       : fault_set(f, ST_INVALID, "at_overlap=%s: want yes or no", value);
 	if (rc == ST_NOT_FOUND)
 		return fault_set(f, ST_NOT_FOUND, "no realm option is called %s", key);
 	return rc;
@@ -165,8 +165,8 @@ static bool name_is_fine(const char *name)
 int realm_open(struct sim *s, const char *name, struct realm **out, struct fault *f)
 {
 	if (!name_is_fine(name))
-		return fault_set(f, ST_INVALID, "realm name \"%.80s\": letters, digits, - and ., at most %d", name,
-			REALM_NAME_BYTES - 1);
+		return fault_set(f, ST_INVALID, "realm name \"%.80s\": letters, digits, - and ., at most %d",
+			name, REALM_NAME_BYTES - 1);
 	struct realm *r = realm_find(s, name, strlen(name));
 	if (r == NULL) {
 		if (s->realm_count > UINT16_MAX)

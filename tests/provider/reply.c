@@ -6,6 +6,7 @@
 #include "provider/simulator.h"
 
 #include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -18,18 +19,26 @@ void put(int rc)
 	ALWAYS(rc == 0);
 }
 
+/* The answer's hot path: buf_printf would cost several times as much. */
+void put_number(struct buf *b, int64_t v)
+{
+	char text[24];
+	int n = snprintf(text, sizeof text, "%lld", (long long)v);
+	put(buf_append(b, text, (size_t)n));
+}
+
 static const char *reason(int status)
 {
 	static const struct {
 		int status;
 		const char *text;
-	} known[] = { { 200, "OK" }, { 201, "Created" }, { 204, "No Content" }, { 301, "Moved Permanently" }, { 302, "Found" },
-		{ 307, "Temporary Redirect" }, { 308, "Permanent Redirect" }, { 400, "Bad Request" }, { 401, "Unauthorized" },
-		{ 403, "Forbidden" }, { 404, "Not Found" }, { 405, "Method Not Allowed" }, { 408, "Request Timeout" },
-		{ 409, "Conflict" }, { 410, "Gone" }, { 411, "Length Required" }, { 413, "Content Too Large" },
-		{ 415, "Unsupported Media Type" }, { 429, "Too Many Requests" }, { 500, "Internal Server Error" },
-		{ 502, "Bad Gateway" }, { 503, "Service Unavailable" }, { 504, "Gateway Timeout" },
-		{ 505, "HTTP Version Not Supported" } };
+	} known[] = {{200, "OK"}, {201, "Created"}, {204, "No Content"}, {301, "Moved Permanently"},
+		{302, "Found"}, {307, "Temporary Redirect"}, {308, "Permanent Redirect"},
+		{400, "Bad Request"}, {401, "Unauthorized"}, {403, "Forbidden"}, {404, "Not Found"},
+		{405, "Method Not Allowed"}, {408, "Request Timeout"}, {409, "Conflict"}, {410, "Gone"},
+		{411, "Length Required"}, {413, "Content Too Large"}, {415, "Unsupported Media Type"},
+		{429, "Too Many Requests"}, {500, "Internal Server Error"}, {502, "Bad Gateway"},
+		{503, "Service Unavailable"}, {504, "Gateway Timeout"}, {505, "HTTP Version Not Supported"}};
 	for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
 		if (known[i].status == status)
 			return known[i].text;
@@ -76,18 +85,29 @@ static void render_chunks(const struct buf *body, struct buf *wire)
 size_t reply_render(struct sim *s, const struct reply *r, bool last, struct buf *wire)
 {
 	buf_truncate(wire, 0);
-	put(buf_printf(wire, "HTTP/1.1 %d %s\r\nDate: %s\r\n", r->status, reason(r->status), http_date(s)));
-	if (r->type != NULL)
-		put(buf_printf(wire, "Content-Type: %s\r\n", r->type));
+	put(buf_puts(wire, "HTTP/1.1 "));
+	put_number(wire, r->status);
+	put(buf_putc(wire, ' '));
+	put(buf_puts(wire, reason(r->status)));
+	put(buf_puts(wire, "\r\nDate: "));
+	put(buf_puts(wire, http_date(s)));
+	if (r->type != NULL) {
+		put(buf_puts(wire, "\r\nContent-Type: "));
+		put(buf_puts(wire, r->type));
+	}
+	put(buf_puts(wire, "\r\n"));
 	put(buf_append(wire, r->headers.data, r->headers.len));
 	if (last)
 		put(buf_puts(wire, "Connection: close\r\n"));
-	if (r->chunked)
+	if (r->chunked) {
 		put(buf_puts(wire, "Transfer-Encoding: chunked\r\n\r\n"));
-	else if (r->status == 204)
+	} else if (r->status == 204) {
 		put(buf_puts(wire, "\r\n"));
-	else
-		put(buf_printf(wire, "Content-Length: %zu\r\n\r\n", r->body.len + r->extra));
+	} else {
+		put(buf_puts(wire, "Content-Length: "));
+		put_number(wire, (int64_t)(r->body.len + r->extra));
+		put(buf_puts(wire, "\r\n\r\n"));
+	}
 	size_t head = wire->len;
 	if (r->chunked)
 		render_chunks(&r->body, wire);

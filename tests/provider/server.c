@@ -62,7 +62,7 @@ static void conn_free(struct conn *c)
 
 static void conn_reset(struct conn *c)
 {
-	struct linger now = { .l_onoff = 1, .l_linger = 0 };
+	struct linger now = {.l_onoff = 1, .l_linger = 0};
 	if (c->bev != NULL)
 		(void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 	conn_close(c);
@@ -70,7 +70,7 @@ static void conn_reset(struct conn *c)
 
 static bool peer_is_there(const struct conn *c)
 {
-	struct pollfd pfd = { .fd = c->fd, .events = POLLRDHUP };
+	struct pollfd pfd = {.fd = c->fd, .events = POLLRDHUP};
 	return c->bev != NULL && poll(&pfd, 1, 0) == 0;
 }
 
@@ -192,7 +192,7 @@ void conn_perform_later(struct conn *c, const struct buf *wire, int64_t delay_us
 
 void conn_wait(struct conn *c, int64_t delay_us, void (*fn)(struct conn *c))
 {
-	struct timeval tv = { .tv_sec = delay_us / US_PER_S, .tv_usec = delay_us % US_PER_S };
+	struct timeval tv = {.tv_sec = delay_us / US_PER_S, .tv_usec = delay_us % US_PER_S};
 	c->state = CONN_BUSY;
 	c->on_timer = fn;
 	put(evtimer_add(&c->timer, &tv));
@@ -224,9 +224,9 @@ void conn_stream(struct conn *c, struct stream *st, const char *ctype)
 	c->act = ACT_SEND;
 	c->stream = st;
 	put(evbuffer_add_printf(bufferevent_get_output(c->bev),
-		    "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n", ctype) > 0 ?
-			0 :
-			-1);
+		    "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n\r\n", ctype) > 0
+			? 0
+			: -1);
 	stream_pump(c);
 }
 
@@ -244,7 +244,7 @@ int conn_request(struct conn *c, struct request *r)
 	}
 	int rc = request_parse(r, p, have);
 	if (rc == 0 && r->content_length <= have - r->head_len)
-		r->body = (struct slice){ p + r->head_len, r->content_length };
+		r->body = (struct slice){p + r->head_len, r->content_length};
 	return rc;
 }
 
@@ -282,13 +282,13 @@ static struct realm *route_realm(struct sim *s, struct slice path, struct slice 
 	const char *slash = path.n > 1 ? memchr(path.p + 1, '/', path.n - 1) : NULL;
 	if (slash == NULL)
 		return NULL;
-	*leaf = (struct slice){ slash, (size_t)(path.p + path.n - slash) };
+	*leaf = (struct slice){slash, (size_t)(path.p + path.n - slash)};
 	return realm_find(s, path.p + 1, (size_t)(slash - path.p - 1));
 }
 
 static void dispatch(struct conn *c, struct request *r)
 {
-	struct slice leaf = { "", 0 };
+	struct slice leaf = {"", 0};
 	struct realm *realm;
 	c->act = ACT_SEND;
 	c->last = r->close;
@@ -313,7 +313,7 @@ static void dispatch(struct conn *c, struct request *r)
 static void on_head(struct conn *c, const struct request *r)
 {
 	static const uint8_t go_on[] = "HTTP/1.1 100 Continue\r\n\r\n";
-	struct slice leaf = { "", 0 };
+	struct slice leaf = {"", 0};
 	struct realm *realm = route_realm(c->sim, r->path, &leaf);
 	if (realm != NULL && slice_is(leaf, "/token"))
 		c->early = token_early(c, realm);
@@ -439,8 +439,8 @@ static struct bufferevent *wrap_socket(struct sim *s, evutil_socket_t fd, SSL **
 	*ssl = SSL_new(s->tls);
 	if (*ssl == NULL)
 		return NULL;
-	struct bufferevent *bev = bufferevent_openssl_socket_new(s->base, fd, *ssl, BUFFEREVENT_SSL_ACCEPTING,
-		BEV_OPT_CLOSE_ON_FREE);
+	struct bufferevent *bev = bufferevent_openssl_socket_new(
+		s->base, fd, *ssl, BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_CLOSE_ON_FREE);
 	if (bev != NULL)
 		bufferevent_openssl_set_allow_dirty_shutdown(bev, 1);
 	return bev;
@@ -456,7 +456,7 @@ static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct socka
 	SSL *ssl = NULL;
 	struct bufferevent *bev = NULL;
 	if (s->down_until_us > sys_mono_us()) {
-		struct linger now = { .l_onoff = 1, .l_linger = 0 };
+		struct linger now = {.l_onoff = 1, .l_linger = 0};
 		(void)setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 	} else {
 		bev = wrap_socket(s, fd, &ssl);
@@ -501,10 +501,11 @@ static int tls_start(struct sim *s, const char *cert, const char *key, const cha
 	return 0;
 }
 
-int server_start(struct sim *s, const char *listen, const char *cert, const char *key, const char *ca, struct fault *f)
+int server_start(
+	struct sim *s, const char *listen, const char *cert, const char *key, const char *ca, struct fault *f)
 {
 	struct listen_addr at;
-	struct sockaddr_storage ss = { 0 };
+	struct sockaddr_storage ss = {0};
 	struct sockaddr_in *in = (struct sockaddr_in *)&ss;
 	struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&ss;
 	int rc = listen_addr_parse(listen, &at, f);
@@ -524,7 +525,8 @@ int server_start(struct sim *s, const char *listen, const char *cert, const char
 		return fault_set(f, ST_INVALID, "--listen %s: want an IP address and a port", listen);
 	}
 	s->listener = evconnlistener_new_bind(s->base, on_accept, s,
-		LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, BACKLOG, (struct sockaddr *)&ss, (int)len);
+		LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_REUSEABLE, BACKLOG,
+		(struct sockaddr *)&ss, (int)len);
 	if (s->listener == NULL)
 		return fault_set(f, ST_IO, "cannot listen on %s: %s", listen, strerror(errno));
 	len = sizeof ss;
@@ -538,7 +540,7 @@ void server_stop(struct sim *s)
 {
 	struct conn *c;
 	TAILQ_FOREACH(c, &s->conns, link)
-		conn_close(c);
+	conn_close(c);
 	while ((c = TAILQ_FIRST(&s->conns)) != NULL)
 		conn_free(c);
 	if (s->listener != NULL)

@@ -69,7 +69,7 @@ static void on_signal(evutil_socket_t fd, short what, void *arg)
 static int sim_init(struct sim *s, struct fault *f)
 {
 	struct event_config *cfg = event_config_new();
-	struct timeval every = { .tv_sec = 0, .tv_usec = FLUSH_MS * 1000 };
+	struct timeval every = {.tv_sec = 0, .tv_usec = FLUSH_MS * 1000};
 	ALWAYS(cfg != NULL);
 	put(event_config_set_flag(cfg, EVENT_BASE_FLAG_EPOLL_USE_CHANGELIST));
 	s->base = event_base_new_with_config(cfg);
@@ -171,23 +171,39 @@ static void raise_file_limit(void)
 /* -1 = go on; otherwise the exit code. */
 static int read_options(int argc, char **argv, struct options *o)
 {
-	static const struct option longs[] = { { "listen", required_argument, NULL, 'l' },
-		{ "tls-cert", required_argument, NULL, 'c' }, { "tls-key", required_argument, NULL, 'k' },
-		{ "tls-client-ca", required_argument, NULL, 'a' }, { "ready-file", required_argument, NULL, 'f' },
-		{ "ledger", required_argument, NULL, 'j' }, { "sink-log", required_argument, NULL, 's' },
-		{ "dns", required_argument, NULL, 'd' }, { "realm", required_argument, NULL, 'r' },
-		{ "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' }, { NULL, 0, NULL, 0 } };
+	static const struct option longs[] = {{"listen", required_argument, NULL, 'l'},
+		{"tls-cert", required_argument, NULL, 'c'}, {"tls-key", required_argument, NULL, 'k'},
+		{"tls-client-ca", required_argument, NULL, 'a'}, {"ready-file", required_argument, NULL, 'f'},
+		{"ledger", required_argument, NULL, 'j'}, {"sink-log", required_argument, NULL, 's'},
+		{"dns", required_argument, NULL, 'd'}, {"realm", required_argument, NULL, 'r'},
+		{"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {NULL, 0, NULL, 0}};
 	int opt;
 	while ((opt = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		switch (opt) {
-		case 'l': o->listen = optarg; break;
-		case 'c': o->cert = optarg; break;
-		case 'k': o->key = optarg; break;
-		case 'a': o->ca = optarg; break;
-		case 'f': o->ready_file = optarg; break;
-		case 'j': o->ledger = optarg; break;
-		case 's': o->sink_log = optarg; break;
-		case 'd': o->dns = optarg; break;
+		case 'l':
+			o->listen = optarg;
+			break;
+		case 'c':
+			o->cert = optarg;
+			break;
+		case 'k':
+			o->key = optarg;
+			break;
+		case 'a':
+			o->ca = optarg;
+			break;
+		case 'f':
+			o->ready_file = optarg;
+			break;
+		case 'j':
+			o->ledger = optarg;
+			break;
+		case 's':
+			o->sink_log = optarg;
+			break;
+		case 'd':
+			o->dns = optarg;
+			break;
 		case 'r':
 			if (o->realm_count == MAX_REALM_OPTIONS) {
 				fprintf(stderr, "simulator: more than %d realms\n", MAX_REALM_OPTIONS);
@@ -195,13 +211,20 @@ static int read_options(int argc, char **argv, struct options *o)
 			}
 			o->realms[o->realm_count++] = optarg;
 			break;
-		case 'h': return fputs(usage, stdout) < 0 || fflush(stdout) != 0;
-		case 'V': return printf("simulator (refreshd) %s\n", PACKAGE_VERSION) < 0 || fflush(stdout) != 0;
-		default: fputs("Try 'simulator --help'.\n", stderr); return EXIT_USAGE;
+		case 'h':
+			return fputs(usage, stdout) < 0 || fflush(stdout) != 0;
+		case 'V':
+			return printf("simulator (refreshd) %s\n", PACKAGE_VERSION) < 0 ||
+			       fflush(stdout) != 0;
+		default:
+			fputs("Try 'simulator --help'.\n", stderr);
+			return EXIT_USAGE;
 		}
 	}
 	if (optind < argc || (o->cert == NULL) != (o->key == NULL) || (o->ca != NULL && o->cert == NULL)) {
-		fputs("simulator: wrong use: --tls-cert and --tls-key go together, and there are no arguments\n", stderr);
+		fputs("simulator: wrong use: --tls-cert and --tls-key go together, and there are no "
+		      "arguments\n",
+			stderr);
 		return EXIT_USAGE;
 	}
 	return -1;
@@ -209,8 +232,8 @@ static int read_options(int argc, char **argv, struct options *o)
 
 int main(int argc, char **argv)
 {
-	struct options o = { .listen = "127.0.0.1:0" };
-	struct fault f = { 0 };
+	struct options o = {.listen = "127.0.0.1:0"};
+	struct fault f = {0};
 	static struct sim s;
 	int code = read_options(argc, argv, &o);
 	if (code >= 0)

@@ -23,7 +23,7 @@
 #include "base/status.h"
 
 #define REALM_NAME_BYTES 64
-#define TOKEN_MIN 40	 /* shortest token text that carries family, generation and seal */
+#define TOKEN_MIN 40 /* shortest token text that carries family, generation and seal */
 #define TOKEN_MAX 8192
 #define HEAD_MAX 65536
 #define BODY_MAX ((size_t)16 << 20)
@@ -53,7 +53,8 @@ struct request {
 	struct slice host, content_type, authorization, body;
 };
 
-/* 0, ST_AGAIN while the head is not complete, ST_FULL, ST_SYNTAX (400), ST_VERSION (505), ST_INVALID (411). */
+/* 0, ST_AGAIN while the head is not complete, ST_FULL, ST_SYNTAX (400), ST_VERSION (505), ST_INVALID (411).
+ */
 int request_parse(struct request *r, const char *p, size_t n) MUST_USE;
 bool slice_is(struct slice s, const char *text);
 bool slice_starts(struct slice s, const char *text);
@@ -71,7 +72,8 @@ void form_fini(struct form *f);
 void form_reset(struct form *f);
 /* ST_SYNTAX for a broken escape, ST_EXISTS for a name given twice (RFC 6749 3.2), ST_FULL for too many. */
 int form_parse(struct form *f, const char *p, size_t n) MUST_USE;
-int form_parse_json(struct form *f, const char *p, size_t n) MUST_USE; /* a flat object of strings and numbers */
+int form_parse_json(
+	struct form *f, const char *p, size_t n) MUST_USE; /* a flat object of strings and numbers */
 const char *form_get(const struct form *f, const char *name, size_t *n); /* NULL when absent; n may be NULL */
 int form_i64(const struct form *f, const char *name, int64_t fallback, int64_t *out) MUST_USE;
 
@@ -82,15 +84,16 @@ enum auth { AUTH_BASIC, AUTH_POST, AUTH_JWT, AUTH_NONE, AUTH_ANY, AUTH_TLS };
 enum static_reply { STATIC_ABSENT, STATIC_NULL, STATIC_EMPTY, STATIC_SAME };
 enum body_kind { BODY_ANY, BODY_FORM, BODY_JSON, BODY_QUERY };
 
-/* 32 bytes, so that ten million of them fit in 320 MB. Static mode: the token stays generation 1, gen counts replies. */
+/* 32 bytes, so that ten million of them fit in 320 MB. Static mode: the token stays generation 1, gen counts
+ * replies. */
 struct family {
-	int64_t at_expires_us;	 /* wall clock, of the newest access token */
-	uint32_t gen;		 /* newest generation handed out; minted ones start at 1 */
-	uint32_t first;		 /* generations first..gen are current refresh tokens (siblings of one parent) */
-	uint32_t parent;	 /* the generation whose use made them; 0 = none */
+	int64_t at_expires_us; /* wall clock, of the newest access token */
+	uint32_t gen;          /* newest generation handed out; minted ones start at 1 */
+	uint32_t first;  /* generations first..gen are current refresh tokens (siblings of one parent) */
+	uint32_t parent; /* the generation whose use made them; 0 = none */
 	uint32_t grace_until_ms; /* since the simulator started */
-	uint16_t held;		 /* presentations being served now */
-	bool overlapped;	 /* two at once, until held is 0 again */
+	uint16_t held;           /* presentations being served now */
+	bool overlapped;         /* two at once, until held is 0 again */
 	bool revoked;
 };
 
@@ -136,7 +139,8 @@ struct realm {
 
 struct sim;
 struct realm *realm_find(struct sim *s, const char *name, size_t n); /* NULL when there is none */
-int realm_open(struct sim *s, const char *name, struct realm **out, struct fault *f) MUST_USE; /* finds or makes */
+int realm_open(
+	struct sim *s, const char *name, struct realm **out, struct fault *f) MUST_USE; /* finds or makes */
 int realm_set(struct realm *r, const char *key, const char *value, struct fault *f) MUST_USE;
 int realm_parse(struct sim *s, const char *text, struct fault *f) MUST_USE; /* NAME:key=value,... */
 void realms_free(struct sim *s);
@@ -149,8 +153,8 @@ enum token_kind { TOKEN_REFRESH = 1, TOKEN_ACCESS = 2 };
 void token_make(struct sim *s, const struct realm *r, uint32_t family, uint32_t rt_gen, uint32_t at_gen,
 	char rt[TOKEN_MAX + 1], char at[TOKEN_MAX + 1]);
 /* ST_INVALID unless this run made it; the realm is found from the text. */
-int token_read(struct sim *s, enum token_kind kind, const char *p, size_t n, struct realm **r, uint32_t *family,
-	uint32_t *gen) MUST_USE;
+int token_read(struct sim *s, enum token_kind kind, const char *p, size_t n, struct realm **r,
+	uint32_t *family, uint32_t *gen) MUST_USE;
 
 enum outcome { OUT_ROTATED, OUT_GRACE, OUT_STATIC, OUT_REUSE, OUT_REVOKED, OUT_UNKNOWN };
 enum outcome family_present(struct sim *s, struct realm *r, uint32_t family, uint32_t gen);
@@ -180,7 +184,8 @@ struct ledger {
 int ledger_open(struct ledger *l, const char *path, struct fault *f) MUST_USE;
 void ledger_close(struct ledger *l);
 int ledger_flush(struct ledger *l) MUST_USE;
-void presentation_begin(struct presentation *p, struct realm *r, uint32_t family, uint32_t gen, const char *rt, size_t n);
+void presentation_begin(
+	struct presentation *p, struct realm *r, uint32_t family, uint32_t gen, const char *rt, size_t n);
 struct conn;
 void presentation_end(struct sim *s, struct presentation *p, uint64_t conn, uint32_t req, bool delivered);
 
@@ -206,20 +211,20 @@ struct conn {
 	unsigned magic;
 	struct sim *sim;
 	struct bufferevent *bev; /* NULL once the peer is gone */
-	SSL *ssl;		 /* borrowed from bev; NULL = plain */
+	SSL *ssl;                /* borrowed from bev; NULL = plain */
 	evutil_socket_t fd;
 	uint64_t serial;
 	uint32_t req;
 	enum conn_state state;
-	size_t need;	  /* bytes of the request being read, head and body; 0 = head not seen yet */
-	bool last;	  /* close after this answer */
-	bool continued;	  /* the head was looked at before the body came */
-	bool early;	  /* answered before the body came */
-	bool race;	  /* close when the next request begins */
+	size_t need;    /* bytes of the request being read, head and body; 0 = head not seen yet */
+	bool last;      /* close after this answer */
+	bool continued; /* the head was looked at before the body came */
+	bool early;     /* answered before the body came */
+	bool race;      /* close when the next request begins */
 	bool race_reset;
-	bool flushing;	  /* the answer is in the output buffer */
-	bool late;	  /* the token is spent when the delay is over, whether the peer stays or not */
-	bool counted;	  /* in realm->stats.in_flight */
+	bool flushing;       /* the answer is in the output buffer */
+	bool late;           /* the token is spent when the delay is over, whether the peer stays or not */
+	bool counted;        /* in realm->stats.in_flight */
 	struct realm *realm; /* last one spoken to */
 	struct presentation p;
 	struct event timer;
@@ -233,8 +238,8 @@ struct conn {
 };
 TAILQ_HEAD(conns, conn);
 
-int server_start(struct sim *s, const char *listen, const char *cert, const char *key, const char *ca, struct fault *f)
-	MUST_USE;
+int server_start(struct sim *s, const char *listen, const char *cert, const char *key, const char *ca,
+	struct fault *f) MUST_USE;
 void server_stop(struct sim *s);
 void conn_process(struct conn *c); /* goes on with what has arrived */
 /* Answer now. `wire` holds the whole message; c->act says what becomes of it. */
@@ -248,7 +253,7 @@ void conn_set_realm(struct conn *c, struct realm *r);
 
 struct reply {
 	int status;
-	const char *type; /* NULL = no body type */
+	const char *type;   /* NULL = no body type */
 	struct buf headers; /* "Name: value\r\n" lines */
 	struct buf body;
 	bool chunked;
@@ -256,10 +261,12 @@ struct reply {
 };
 
 void reply_reset(struct reply *r, int status, const char *type);
-size_t reply_render(struct sim *s, const struct reply *r, bool last, struct buf *wire); /* length of the head */
+size_t reply_render(
+	struct sim *s, const struct reply *r, bool last, struct buf *wire); /* length of the head */
 void conn_reply(struct conn *c, struct reply *r);
 void conn_reply_text(struct conn *c, int status, const char *json);
 void conn_reply_error(struct conn *c, int status, const char *fmt, ...) PRINTF_LIKE(3, 4);
+void put_number(struct buf *b, int64_t v);
 void put(int rc); /* a scratch buffer that overflows is our own bug: abort */
 
 /* --- token.c, auth.c */
@@ -272,8 +279,8 @@ void token_raced(struct conn *c);
 bool token_params(struct realm *realm, const struct request *r, struct form *form);
 
 /* NULL, or the OAuth error code; *status is set then. */
-const char *auth_check(struct conn *c, struct realm *realm, const struct request *r, const struct form *form, int *status,
-	const char **why);
+const char *auth_check(struct conn *c, struct realm *realm, const struct request *r, const struct form *form,
+	int *status, const char **why);
 int auth_load_key(struct realm *r, const char *path, struct fault *f) MUST_USE;
 void auth_free(struct realm *r);
 
@@ -287,7 +294,8 @@ struct fault_kind {
 	enum fault_arg arg;
 	/* Turns the proper answer into the bad one; for FAULT_BEFORE it starts empty. */
 	void (*apply)(struct conn *c, struct fault_rule *f, struct reply *r);
-	void (*finish)(struct conn *c, const struct fault_rule *f, size_t head); /* when the bytes are there; may be NULL */
+	void (*finish)(struct conn *c, const struct fault_rule *f,
+		size_t head); /* when the bytes are there; may be NULL */
 };
 
 struct fault_rule {
@@ -298,7 +306,7 @@ struct fault_rule {
 	bool for_ever;
 	uint64_t every, seen, fired;
 	uint32_t family; /* UNKNOWN_FAMILY = any */
-	int64_t number;	 /* arg, when it is one; -1 = not given */
+	int64_t number;  /* arg, when it is one; -1 = not given */
 	char arg[64];
 };
 
@@ -313,8 +321,9 @@ struct granted {
 int fault_add(struct realm *r, const struct form *q, struct fault *f) MUST_USE;
 unsigned fault_clear(struct realm *r);
 void faults_free(struct realm *r);
-struct fault_rule *fault_pick(struct realm *r, uint32_t family, bool head, bool body); /* counts the request */
-void fault_fire(struct realm *r, struct fault_rule *f);			    /* spends it */
+struct fault_rule *fault_pick(
+	struct realm *r, uint32_t family, bool head, bool body); /* counts the request */
+void fault_fire(struct realm *r, struct fault_rule *f);          /* spends it */
 void fault_list(const struct realm *r, struct buf *out);
 void granted_body(struct sim *s, const struct realm *r, struct buf *out);
 

@@ -114,7 +114,7 @@ static struct slice header_get(const struct request *r, const char *name)
 	for (unsigned i = 0; i < r->header_count; i++)
 		if (slice_is(r->headers[i].name, name))
 			return r->headers[i].value;
-	return (struct slice){ "", 0 };
+	return (struct slice){"", 0};
 }
 
 /* A secret "whsec_<base64>" stands for its decoded bytes; any other is its own bytes. */
@@ -133,7 +133,8 @@ static bool verify_standard(const struct sink *s, const struct request *r)
 	int64_t at;
 	uint8_t mac[32];
 	bool ok = false;
-	if (id.n == 0 || id.n > 1024 || memchr(id.p, '.', id.n) != NULL || str_parse_i64(ts.p, ts.n, &at) != 0)
+	if (id.n == 0 || id.n > 1024 || memchr(id.p, '.', id.n) != NULL ||
+		str_parse_i64(ts.p, ts.n, &at) != 0)
 		return false;
 	int64_t skew_s = sys_wall_us() / US_PER_S - at;
 	if (skew_s > TOLERANCE_S || skew_s < -TOLERANCE_S)
@@ -239,7 +240,7 @@ static void keep_record(struct sinks *k, struct sink *s)
 void sink_handle(struct conn *c, struct request *r)
 {
 	struct sinks *k = c->sim->sinks;
-	struct slice name = { r->path.p + strlen("/_sink/"), r->path.n - strlen("/_sink/") };
+	struct slice name = {r->path.p + strlen("/_sink/"), r->path.n - strlen("/_sink/")};
 	const char *slash = memchr(name.p, '/', name.n);
 	if (slash != NULL)
 		name.n = (size_t)(slash - name.p);
@@ -339,7 +340,8 @@ static bool replay_fill(struct stream *st, struct buf *out)
 	struct sink *s = p->s;
 	uint64_t number = s->count - s->kept;
 	struct record *r;
-	STAILQ_FOREACH(r, &s->records, link) {
+	STAILQ_FOREACH(r, &s->records, link)
+	{
 		if (number++ < p->number)
 			continue;
 		put(buf_append(out, r->line, r->len));
@@ -365,7 +367,7 @@ void sink_log(struct conn *c, const struct form *q)
 		return;
 	}
 	struct replay *p = mem_alloc(sizeof *p);
-	p->st = (struct stream){ replay_fill, replay_fini };
+	p->st = (struct stream){replay_fill, replay_fini};
 	p->s = sink_find(c->sim->sinks, name, n);
 	p->number = (uint64_t)from;
 	conn_stream(c, &p->st, "application/x-ndjson");

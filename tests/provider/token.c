@@ -35,13 +35,18 @@ static void refuse(struct conn *c, struct realm *realm, int status, const char *
 void granted_body(struct sim *s, const struct realm *r, struct buf *out)
 {
 	struct granted *g = &s->granted;
-	put(buf_printf(out, "{\"access_token\":\"%s\",\"token_type\":\"Bearer\",\"expires_in\":%lld", g->at,
-		(long long)g->expires_in));
-	if (g->has_rt)
-		put(buf_printf(out, ",\"refresh_token\":\"%s\"", g->rt));
-	else if (r->static_reply == STATIC_NULL)
+	put(buf_puts(out, "{\"access_token\":\""));
+	put(buf_puts(out, g->at));
+	put(buf_puts(out, "\",\"token_type\":\"Bearer\",\"expires_in\":"));
+	put_number(out, g->expires_in);
+	if (g->has_rt) {
+		put(buf_puts(out, ",\"refresh_token\":\""));
+		put(buf_puts(out, g->rt));
+		put(buf_putc(out, '"'));
+	}
+	if (!g->has_rt && r->static_reply == STATIC_NULL)
 		put(buf_puts(out, ",\"refresh_token\":null"));
-	else if (r->static_reply == STATIC_EMPTY)
+	if (!g->has_rt && r->static_reply == STATIC_EMPTY)
 		put(buf_puts(out, ",\"refresh_token\":\"\""));
 	if (r->scope != NULL)
 		put(buf_printf(out, ",\"scope\":\"%s\"", r->scope));
@@ -67,15 +72,16 @@ static bool judge(struct conn *c, struct realm *realm)
 	static const struct {
 		const char *name, *why;
 	} words[] = {
-		[OUT_ROTATED] = { "rotated", NULL },
-		[OUT_GRACE] = { "reused_in_grace", NULL },
-		[OUT_STATIC] = { "static_ok", NULL },
-		[OUT_REUSE] = { "reuse_revoked", "refresh token was used before: the family is revoked" },
-		[OUT_REVOKED] = { "revoked", "the grant is revoked" },
-		[OUT_UNKNOWN] = { "unknown_token", "unknown refresh token" },
+		[OUT_ROTATED] = {"rotated", NULL},
+		[OUT_GRACE] = {"reused_in_grace", NULL},
+		[OUT_STATIC] = {"static_ok", NULL},
+		[OUT_REUSE] = {"reuse_revoked", "refresh token was used before: the family is revoked"},
+		[OUT_REVOKED] = {"revoked", "the grant is revoked"},
+		[OUT_UNKNOWN] = {"unknown_token", "unknown refresh token"},
 	};
 	struct presentation *p = &c->p;
-	enum outcome o = p->family == UNKNOWN_FAMILY ? OUT_UNKNOWN : family_present(c->sim, realm, p->family, p->gen);
+	enum outcome o =
+		p->family == UNKNOWN_FAMILY ? OUT_UNKNOWN : family_present(c->sim, realm, p->family, p->gen);
 	p->outcome = words[o].name;
 	p->rotated = o == OUT_ROTATED || o == OUT_GRACE;
 	if (o <= OUT_STATIC) {
@@ -118,7 +124,8 @@ static bool decide(struct conn *c, struct realm *realm, const struct request *r)
 static void answer(struct conn *c, struct realm *realm, const struct request *r, int64_t delay_us)
 {
 	struct reply *reply = &c->sim->reply;
-	struct fault_rule *rule = fault_pick(realm, c->p.realm != NULL ? c->p.family : UNKNOWN_FAMILY, !c->continued, true);
+	struct fault_rule *rule =
+		fault_pick(realm, c->p.realm != NULL ? c->p.family : UNKNOWN_FAMILY, !c->continued, true);
 	c->act = ACT_SEND;
 	bool spoil = false;
 	if (rule != NULL && rule->kind->when != FAULT_AFTER) {
@@ -148,9 +155,10 @@ static void answer(struct conn *c, struct realm *realm, const struct request *r,
 bool token_params(struct realm *realm, const struct request *r, struct form *form)
 {
 	int rc;
-	bool json = r->content_type.n >= 16 && slice_is((struct slice){ r->content_type.p, 16 }, "application/json");
-	bool urlencoded = r->content_type.n >= 33 &&
-			  slice_is((struct slice){ r->content_type.p, 33 }, "application/x-www-form-urlencoded");
+	bool json = r->content_type.n >= 16 &&
+		    slice_is((struct slice){r->content_type.p, 16}, "application/json");
+	bool urlencoded = r->content_type.n >= 33 && slice_is((struct slice){r->content_type.p, 33},
+							     "application/x-www-form-urlencoded");
 	form_reset(form);
 	if (realm->body == BODY_QUERY)
 		rc = form_parse(form, r->query.p, r->query.n);
@@ -259,7 +267,8 @@ void token_handle(struct conn *c, struct realm *realm, struct request *r)
 		return;
 	}
 	if (!readable) {
-		refuse(c, realm, 400, "invalid_request", "unreadable body, a name given twice, or the wrong content type");
+		refuse(c, realm, 400, "invalid_request",
+			"unreadable body, a name given twice, or the wrong content type");
 		conn_reply(c, &c->sim->reply);
 		return;
 	}
@@ -291,7 +300,7 @@ bool token_early(struct conn *c, struct realm *realm)
 
 void token_after_early(struct conn *c, struct request *r)
 {
-	struct slice name = { r->path.p + 1, r->path.n - 1 - strlen("/token") };
+	struct slice name = {r->path.p + 1, r->path.n - 1 - strlen("/token")};
 	struct realm *realm = realm_find(c->sim, name.p, name.n);
 	ALWAYS(realm != NULL);
 	const char *fault = c->p.fault;
@@ -324,5 +333,6 @@ void token_redirected(struct conn *c, struct realm *realm, struct request *r)
 		form_get(&c->sim->form, "client_secret", NULL) != NULL ||
 		form_get(&c->sim->form, "client_assertion", NULL) != NULL)
 		realm->stats.redirect_secret_seen++;
-	conn_reply_text(c, 400, "{\"error\":\"invalid_request\",\"error_description\":\"a redirect was followed\"}");
+	conn_reply_text(
+		c, 400, "{\"error\":\"invalid_request\",\"error_description\":\"a redirect was followed\"}");
 }
