@@ -14,11 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.parse
 
 PROGRAM = os.path.join(os.environ.get("TOP_BUILDDIR", "."), "tests/provider/simulator")
 DEADLINE_S = 20
 results = []
+running = []
 
 
 def check(name, good, detail=""):
@@ -145,6 +147,7 @@ class Simulator:
         self.context = context
         self.p = subprocess.Popen([PROGRAM, "--listen", "127.0.0.1:0", "--ledger", self.ledger] + list(options),
                                   stdout=subprocess.PIPE)
+        running.append(self.p)
         line = self.p.stdout.readline()
         self.ready = json.loads(line) if line else {}
         self.port = self.ready.get("port", 0)
@@ -790,7 +793,7 @@ def test_program(d):
         check("refused at start: " + name, out.returncode == code and out.stderr, out)
 
 
-def main():
+def run_all():
     with tempfile.TemporaryDirectory() as d:
         test_program(d)
         ready = os.path.join(d, "ready")
@@ -817,6 +820,18 @@ def main():
             line = [json.loads(x) for x in f][-1]
         equal("an open presentation is in the ledger after SIGTERM", (line["realm"], line["outcome"], line["delivered"]), ("end", "rotated", False))
         test_tls(d)
+
+
+def main():
+    try:
+        run_all()
+    except Exception:  # a surprise is a failed check, and no simulator outlives it
+        check("no surprise on the way", False, traceback.format_exc().replace("\n", "\n# "))
+    finally:
+        for p in running:
+            if p.poll() is None:
+                p.kill()
+                p.wait()
     print("1..%d" % len(results))
     return 0 if all(results) else 1
 
