@@ -1,10 +1,12 @@
 /*
- * httpd - an HTTP server on the loop (evhttp) with the limits that evhttp does not have.
+ * httpd - an HTTP/1.1 server on the loop: libevent's listener and bufferevents, and a request parser of our own
+ * (httpd_framing) because evhttp has neither the limits nor the strictness.
  *
  * Caps on connections, header and body size; a deadline for the whole request however slowly it drips;
  * strict framing: more than one Content-Length, one that is not digits, any Transfer-Encoding but a single
  * "chunked" with plain hex sizes, a missing or doubled Host on HTTP/1.1, NUL or control bytes, bare LF are
- * answered 400 and closed. Never logs.
+ * answered 400 and closed; so are absolute-form targets, chunk extensions and trailers. Requests that come on
+ * one connection without waiting are served in order, one at a time. The process must ignore SIGPIPE. Never logs.
  */
 #ifndef REFRESHD_IO_HTTPD_H
 #define REFRESHD_IO_HTTPD_H
@@ -27,8 +29,8 @@ struct httpd_params {
 	unsigned max_connections;    /* beyond it new ones wait in the kernel's queue; 0: 1024 */
 	size_t max_header_bytes;     /* 0: 16 KiB */
 	size_t max_body_bytes;	     /* 0: 64 KiB; beyond: 413 */
-	int64_t request_deadline_us; /* first byte to last byte of a request; 0: 10 s */
-	int64_t idle_timeout_us;     /* kept-alive connections without a request; 0: 60 s */
+	int64_t request_deadline_us; /* first byte to last byte of a request; 0: 10 s. Three times that to take the reply */
+	int64_t idle_timeout_us;     /* kept-alive connections without a request; 0: 60 s. A new one has the request deadline */
 	const char *tls_cert_file, *tls_key_file; /* both or neither */
 };
 
@@ -37,6 +39,10 @@ enum httpd_method { HTTPD_GET = 1, HTTPD_POST = 2, HTTPD_PATCH = 4, HTTPD_DELETE
 /* The handler answers now or later, exactly once, with httpd_reply (HEAD is answered as GET without the body). */
 typedef void httpd_fn(void *arg, struct httpd_request *r);
 
+/*
+ * ST_EXISTS (address in use), ST_DENIED, ST_INVALID, ST_IO, and of the TLS files ST_NOT_FOUND or ST_CRYPTO. A unix socket gets
+ * mode 0660; a stale one is replaced. An inherited socket belongs to the server from success on.
+ */
 int httpd_new(struct loop *l, const struct httpd_params *p, httpd_fn *fn, void *arg, struct httpd **out, struct fault *f) MUST_USE;
 /* Stops listening at once; requests whose handler still owes a reply are dropped, their later httpd_reply is a no-op. */
 void httpd_free(struct httpd *h);
@@ -53,10 +59,14 @@ const char *httpd_header(const struct httpd_request *r, const char *name); /* an
 const void *httpd_body(const struct httpd_request *r, size_t *n);
 void httpd_peer(const struct httpd_request *r, char out[64]);
 
-void httpd_reply_header(struct httpd_request *r, const char *name, const char *value); /* before httpd_reply */
+/* Before httpd_reply. A name or value with control bytes, or too much of them (4 KiB), turns the reply into a 500. */
+void httpd_reply_header(struct httpd_request *r, const char *name, const char *value);
 /* Sends and releases r. The body is moved (NULL: none). 4xx framing errors never reach the handler. */
 void httpd_reply(struct httpd_request *r, int status, const char *content_type, struct buf *body);
-/* For counting what httpd answered by itself (400, 408, 413, 431, 503). */
+/*
+ * For counting what httpd answered by itself (400, 408, 413, 417, 431, 501, 505), and 503 when a connection could not be
+ * accepted for lack of descriptors (it waits). fn must not free the server.
+ */
 void httpd_on_refused(struct httpd *h, void (*fn)(void *arg, int status), void *arg);
 
 #endif
