@@ -24,8 +24,10 @@ struct httpc;
 struct httpc_call;
 
 struct httpc_params {
-	unsigned max_connections;   /* kept open in all; at least the most requests in flight */
-	unsigned max_host_streams;  /* HTTP/2 connections per host; 0: 4 */
+	unsigned max_connections;   /* kept open in all; also the most requests in flight (then ST_FULL) */
+	/* Connections per host, 0: no limit. A request over the limit waits inside its own timeout, so set it
+	 * only where every host speaks HTTP/2; over HTTP/1.1 it is the concurrency. */
+	unsigned max_host_streams;
 	const char *ca_file;	    /* NULL: the system bundle */
 	const char *user_agent;
 	int64_t idle_timeout_us;    /* connections idle for longer are not used again */
@@ -54,14 +56,16 @@ struct httpc_request {
 	size_t max_reply_bytes; /* body cap; headers are capped at 64 KiB in all */
 	const char *ca_file;	/* NULL: the client's */
 	const char *cert_file, *key_file; /* mutual TLS, or NULL */
-	/* Asked for every address before a connection to it is used (also a reused one); NULL: all allowed. */
+	/* Asked for every address before a connection to it is used (also a reused one); NULL: all allowed.
+	 * Runs inside libcurl: it may only judge, not start or cancel calls. */
 	bool (*addr_allowed)(const struct sockaddr *sa, void *arg);
 	void *addr_arg;		/* must live until the completion */
 	bool fresh_connection;	/* do not reuse a kept connection */
 };
 
 enum httpc_result {
-	HTTPC_COMPLETE,	  /* status and the whole body are there (even when libcurl also reported an error, rule: 7.88 with HTTP/2) */
+	HTTPC_COMPLETE,	  /* status and the whole body are there (even when libcurl also reported an error, rule: 7.88 with
+			   * HTTP/2). A body without a length ends with the connection: parse it before trusting it */
 	HTTPC_NEVER_SENT, /* no byte of the request body (or, without a body, of the request) left us */
 	HTTPC_CUT,	  /* sent, and no complete answer: the peer may have acted on it */
 };

@@ -1,0 +1,69 @@
+/*
+ * httpc_call - one request on one libcurl easy handle: its options, its callbacks and the verdict on how
+ * it ended. Private to httpc.
+ */
+#ifndef REFRESHD_IO_HTTPC_CALL_H
+#define REFRESHD_IO_HTTPC_CALL_H
+
+#include <curl/curl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/url.h"
+#include "io/httpc.h"
+#include "io/loop.h"
+#include "io/resolver.h"
+
+struct httpc_call {
+	unsigned magic;
+	struct httpc *httpc;
+	struct httpc_call *next, *prev;
+	httpc_fn *fn;
+	void *arg;
+
+	/* the request */
+	struct url url;
+	char *url_text;
+	bool post, allow_http, fresh_connection;
+	struct curl_slist *headers, *resolve;
+	struct buf body;
+	size_t body_read; /* bytes that libcurl took: from the first one on the request counts as sent */
+	char *ca_file, *cert_file, *key_file;
+	int64_t timeout_us, connect_timeout_us;
+	bool (*addr_allowed)(const struct sockaddr *sa, void *arg);
+	void *addr_arg;
+
+	/* where it stands */
+	struct resolver_query *query; /* while the name is asked for */
+	struct loop_timer *timer;     /* likewise */
+	int64_t start_mono_us, run_mono_us;
+	CURL *easy; /* while it is in the multi */
+	bool opened_socket, prepared, refused_addr, refused_resend, too_large;
+
+	/* the reply so far */
+	size_t header_bytes;
+	bool headers_done;
+	int64_t content_length; /* -1: not known */
+	char error_text[CURL_ERROR_SIZE];
+	struct httpc_reply reply;
+};
+
+/* What all calls of a client share. */
+struct httpc_call_env {
+	const char *ca_file, *user_agent;
+	long max_idle_s, max_lifetime_s; /* 0: libcurl's default */
+};
+
+/* Check the request and build the call; the body is moved last. ST_INVALID. */
+int httpc_call_new(const struct httpc_request *req, struct httpc_call **out, struct fault *f) MUST_USE;
+void httpc_call_free(struct httpc_call *c); /* wipes what may be secret; not in a list or multi any more */
+/* Pin the host to addresses. Not for a numeric host. */
+void httpc_call_pin(struct httpc_call *c, const struct resolver_addrs *addrs);
+/* Set every option on c->easy, which was reset. ST_INVALID when libcurl refuses one. */
+int httpc_call_setup(struct httpc_call *c, const struct httpc_call_env *env) MUST_USE;
+/* Fill result, error, status and times of c->reply from how libcurl ended. */
+void httpc_call_judge(struct httpc_call *c, CURLcode rc);
+
+#endif
