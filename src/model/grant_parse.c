@@ -1,0 +1,232 @@
+/*
+ * grant_parse - strict reading of replies on top of json-c.
+ *
+ * json-c takes more than JSON (quotes of either kind, NaN, control bytes, a name twice: the last one wins), and which of two
+ * tokens is meant must never be a guess. So the bytes are scanned first and the tree is checked after. json-c knows no
+ * secrets: its one growing buffer is made large enough before the first byte, so that it leaves no copies behind,
+ * and is wiped, as is every string of the tree.
+ */
+#include "model/grant_parse.h"
+
+#include <json-c/printbuf.h>
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/mem.h"
+#include "base/str.h"
+
+#define MAX_DEPTH 32
+#define MAX_FIELDS 256
+
+static bool is_blank(char c)
+{
+	return c == ' ' || c == '\t' || c == '\n' || c == '\r';
+}
+
+static void trim(const char **s, size_t *n)
+{
+	while (*n > 0 && is_blank((*s)[0])) {
+		(*s)++;
+		(*n)--;
+	}
+	while (*n > 0 && is_blank((*s)[*n - 1]))
+		(*n)--;
+}
+
+/* What json-c lets pass. Also counts the members: outside of strings every colon stands for one. */
+static bool scan(const char *s, size_t n, size_t *members)
+{
+	bool in_string = false;
+
+	*members = 0;
+	for (size_t i = 0; i < n; i++) {
+		unsigned char c = (unsigned char)s[i];
+		if (in_string) {
+			if (c < 0x20)
+				return false;
+			if (c == '\\') {
+				/* A NUL would end a name or a word early for whoever reads it as a C string. */
+				if (n - i > 5 && memcmp(s + i, "\\u0000", 6) == 0)
+					return false;
+				i++;
+			} else if (c == '"')
+				in_string = false;
+			continue;
+		}
+		if (c == '\'' || (c < 0x20 && !is_blank((char)c)))
+			return false;
+		in_string = c == '"';
+		*members += c == ':';
+	}
+	return true;
+}
+
+/* Counts the members that are left in the tree; false for a number that is none. Depth is bounded by the parser. */
+static bool check_tree(struct json_object *o, size_t *members)
+{
+	switch (json_object_get_type(o)) {
+	case json_type_double:
+		return isfinite(json_object_get_double(o));
+	case json_type_array:
+		for (size_t i = 0; i < json_object_array_length(o); i++)
+			if (!check_tree(json_object_array_get_idx(o, i), members))
+				return false;
+		return true;
+	case json_type_object: {
+		struct json_object_iterator it = json_object_iter_begin(o), end = json_object_iter_end(o);
+		for (; !json_object_iter_equal(&it, &end); json_object_iter_next(&it)) {
+			++*members;
+			if (!check_tree(json_object_iter_peek_value(&it), members))
+				return false;
+		}
+		return true;
+	}
+	default:
+		return true;
+	}
+}
+
+static void wipe_string(struct json_object *o)
+{
+	/* For a string this is the object's own storage, which json-c only lends as const. */
+	mem_wipe((void *)(uintptr_t)json_object_get_string(o), (size_t)json_object_get_string_len(o));
+}
+
+static void wipe_tree(struct json_object *o)
+{
+	switch (json_object_get_type(o)) {
+	case json_type_string:
+		wipe_string(o);
+		break;
+	case json_type_array:
+		for (size_t i = 0; i < json_object_array_length(o); i++)
+			wipe_tree(json_object_array_get_idx(o, i));
+		break;
+	case json_type_object: {
+		struct json_object_iterator it = json_object_iter_begin(o), end = json_object_iter_end(o);
+		for (; !json_object_iter_equal(&it, &end); json_object_iter_next(&it))
+			wipe_tree(json_object_iter_peek_value(&it));
+		break;
+	}
+	default:
+		break;
+	}
+}
+
+void grant_parse_free(struct json_object *root)
+{
+	wipe_tree(root);
+	json_object_put(root);
+}
+
+static struct json_object *run_parser(const char *s, size_t n)
+{
+	struct json_tokener *tok = json_tokener_new_ex(MAX_DEPTH);
+
+	ALWAYS(tok != NULL);
+	json_tokener_set_flags(tok, JSON_TOKENER_STRICT);
+	/* No decoded string is longer than the text, so this is the last growth. */
+	ALWAYS(printbuf_memset(tok->pb, 0, 0, (int)n + 1) == 0);
+	printbuf_reset(tok->pb);
+	struct json_object *root = json_tokener_parse_ex(tok, s, (int)n);
+	bool whole = json_tokener_get_error(tok) == json_tokener_success && json_tokener_get_parse_end(tok) == n;
+	mem_wipe(tok->pb->buf, (size_t)tok->pb->size);
+	json_tokener_free(tok);
+	if (!whole) {
+		grant_parse_free(root);
+		return NULL;
+	}
+	return root;
+}
+
+struct json_object *grant_parse_json(const char *s, size_t n)
+{
+	static const char bom[] = "\xef\xbb\xbf";
+	size_t written, read = 0;
+
+	if (n >= 3 && memcmp(s, bom, 3) == 0) {
+		s += 3;
+		n -= 3;
+	}
+	trim(&s, &n);
+	if (n == 0 || n > GRANT_PARSE_MAX || (s[0] != '{' && s[0] != '['))
+		return NULL;
+	if (!str_is_utf8(s, n) || !scan(s, n, &written))
+		return NULL;
+	struct json_object *root = run_parser(s, n);
+	if (root != NULL && (!check_tree(root, &read) || read != written)) {
+		grant_parse_free(root);
+		return NULL;
+	}
+	return root;
+}
+
+/* One name=value; false when it is not one, or the name was there before. */
+static bool take_field(struct json_object *root, const char *s, size_t n)
+{
+	struct buf name = BUF_INIT(GRANT_PARSE_MAX), value = BUF_INIT_SECRET(GRANT_PARSE_MAX);
+	const char *eq = memchr(s, '=', n);
+	bool ok = eq != NULL && eq != s;
+
+	if (ok)
+		ok = str_percent_decode(&name, s, (size_t)(eq - s), true) == 0 &&
+			str_percent_decode(&value, eq + 1, (size_t)(s + n - eq - 1), true) == 0 &&
+			str_is_utf8(name.data, name.len) && str_is_utf8(value.data, value.len) &&
+			!json_object_object_get_ex(root, buf_str(&name), NULL);
+	if (ok)
+		json_object_object_add(root, buf_str(&name), json_object_new_string_len(buf_str(&value), (int)value.len));
+	buf_fini(&name);
+	buf_fini(&value);
+	return ok;
+}
+
+static struct json_object *parse_form(const char *s, size_t n)
+{
+	struct json_object *root = json_object_new_object();
+	size_t fields = 0;
+	bool ok = n > 0 && n <= GRANT_PARSE_MAX;
+
+	ALWAYS(root != NULL);
+	/* A page of text is no form, and no honest reply has hundreds of fields. */
+	for (size_t i = 0; ok && i < n; i++) {
+		fields += s[i] == '&';
+		ok = !is_blank(s[i]) && s[i] != '<' && fields < MAX_FIELDS;
+	}
+	while (ok && n > 0) {
+		const char *amp = memchr(s, '&', n);
+		size_t len = amp == NULL ? n : (size_t)(amp - s);
+		ok = take_field(root, s, len);
+		len += amp != NULL;
+		s += len;
+		n -= len;
+	}
+	if (!ok) {
+		grant_parse_free(root);
+		return NULL;
+	}
+	return root;
+}
+
+static bool may_be_form(const char *content_type)
+{
+	size_t n = strcspn(content_type, "; \t");
+
+	return str_eq_nocase(content_type, n, "application/x-www-form-urlencoded") ||
+		str_eq_nocase(content_type, n, "text/plain");
+}
+
+struct json_object *grant_parse(const void *body, size_t n, const char *content_type)
+{
+	const char *s = body;
+
+	if (n == 0)
+		return NULL;
+	/* There are endpoints that call their JSON a form or plain text; the first byte does not lie. */
+	trim(&s, &n);
+	bool looks_json = n > 0 && (s[0] == '{' || s[0] == '[' || s[0] == '\xef');
+	if (!looks_json && content_type != NULL && may_be_form(content_type))
+		return parse_form(s, n);
+	return grant_parse_json(s, n);
+}
