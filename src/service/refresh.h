@@ -61,6 +61,7 @@ void refresh_claim(struct refresh *r, const struct refresh_want *v, size_t n);
 
 /* Replays the journal (fenced, idempotent); fn when every record is settled or parked for a database that is away. Before the first claim. */
 int refresh_replay(struct refresh *r, void (*fn)(void *arg, uint64_t replayed), void *arg, struct fault *f) MUST_USE;
+bool refresh_replayed(const struct refresh *r); /* the replay was run and is over */
 /* No new sends; what is claimed and not sent is released; fn when nothing is in hand any more. */
 void refresh_drain(struct refresh *r, loop_fn *fn, void *arg);
 unsigned refresh_in_flight(const struct refresh *r);

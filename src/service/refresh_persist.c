@@ -65,6 +65,8 @@ static void report(struct attempt *a, enum store_verdict verdict)
 	const struct store_result *x = &a->record.result;
 	double late_s = (double)(sys_wall_us() - a->due_at) / (double)US_PER_S;
 	if (verdict == STORE_LOST) {
+		/* Someone changed the row: have a look at once, the claim decides. */
+		a->record.result.due_at = sys_wall_us() + US_PER_S / 10;
 		log_warning("refresh.fence_lost", K_ID(a->id), K_WORD("outcome", outcome_word(a->outcome)), K_BOOL("orphaned", x->has_token));
 		return;
 	}

@@ -97,7 +97,7 @@ struct refresh {
 	struct loop_task drained_task;
 	/* replay */
 	uint64_t replaying, replayed_total;
-	bool replay_running;
+	bool replay_running, replay_over;
 	void (*replayed)(void *arg, uint64_t n);
 	void *replayed_arg;
 	struct loop_task replayed_task;

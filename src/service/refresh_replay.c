@@ -112,6 +112,7 @@ void replay_settled(void *arg)
 	if (!r->replay_running || r->replaying > 0)
 		return;
 	r->replay_running = false;
+	r->replay_over = true;
 	r->replayed(r->replayed_arg, r->replayed_total);
 }
 
@@ -127,4 +128,9 @@ int refresh_replay(struct refresh *r, void (*fn)(void *arg, uint64_t replayed), 
 	}
 	refresh_check_idle(r);
 	return 0;
+}
+
+bool refresh_replayed(const struct refresh *r)
+{
+	return r->replay_over;
 }

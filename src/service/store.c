@@ -367,6 +367,11 @@ enum store_state store_state(const struct store *s)
 	return s->state;
 }
 
+const char *store_why(const struct store *s)
+{
+	return s->why.text;
+}
+
 bool store_writable(const struct store *s)
 {
 	return s->state == STORE_READY && sys_mono_us() - s->last_write_us < s->writable_for_us;

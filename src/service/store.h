@@ -40,6 +40,7 @@ int store_new(struct loop *l, struct resolver *r, const struct conf *c, const ui
 void store_free(struct store *s);
 void store_on_state(struct store *s, store_state_fn *fn, void *arg);
 enum store_state store_state(const struct store *s);
+const char *store_why(const struct store *s); /* the sentence that went with the last change; "" when READY */
 /* READY, and a write was confirmed in the last 10 s or a heartbeat is not overdue: no token is spent otherwise. */
 bool store_writable(const struct store *s);
 int64_t store_epoch(const struct store *s);	     /* ours; 0 before READY */

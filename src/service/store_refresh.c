@@ -72,7 +72,8 @@ static const struct pgstmt SQL_LOAD = {
 
 /* One statement for every outcome. `f` holds the rows whose fence still stood; everything else follows from it. A
  * row without a fence is `already` when it is exactly in the state that this very result would have left (the COMMIT's
- * answer was lost), else `lost`, and a token in hand becomes an orphan in the same transaction. */
+ * answer was lost), else `lost`, and a token in hand becomes an orphan in the same transaction. An import voids the attempt
+ * (attempt_id 0) but leaves our lease, so that nobody presents a token while we do: `x` gives that lease back. */
 static const struct pgstmt SQL_PERSIST = {
 	"refresh_persist",
 	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[],"
@@ -111,6 +112,8 @@ static const struct pgstmt SQL_PERSIST = {
 	" access_token, refresh_token) SELECT r.slot, r.connection_id, r.attempt_id, 'token', r.token_version + 1, r.issued_at,"
 	" r.expires_at, r.access_token, r.refresh_token FROM r JOIN v USING (ord) WHERE v.verdict = 2 AND r.has_token"
 	" ON CONFLICT DO NOTHING),"
+	" x AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL FROM r JOIN v USING (ord)"
+	" WHERE v.verdict = 2 AND s.slot = r.slot AND s.connection_id = r.connection_id AND s.attempt_id = 0 AND s.lease_owner = $32),"
 	" w AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, raw_reply)"
 	" SELECT r.slot, r.connection_id, r.attempt_id, 'raw_reply', r.token_version, r.raw_reply FROM r"
 	" WHERE r.raw_reply IS NOT NULL ON CONFLICT DO NOTHING)"
@@ -456,6 +459,7 @@ int store_persist(struct store *s, const struct store_result *v, size_t n, store
 	COLUMN(PGT_I16, pgargs_i16(a, (int16_t)x->doubts));
 	add_credential_columns(a, v, n);
 	add_connection_columns(a, v, n);
+	pgargs_i64(a, store_epoch(s));
 	return send_persist(s, &SQL_PERSIST, a, fn, arg);
 }
 
