@@ -41,7 +41,7 @@ int buf_putc(struct buf *b, char c) MUST_USE;
 int buf_printf(struct buf *b, const char *fmt, ...) MUST_USE PRINTF_LIKE(2, 3);
 int buf_vprintf(struct buf *b, const char *fmt, va_list ap) MUST_USE PRINTF_LIKE(2, 0);
 int buf_reserve(struct buf *b, size_t n) MUST_USE; /* room for n more bytes */
-void buf_added(struct buf *b, size_t n); /* n bytes were written behind data + len, within what was reserved */
+void buf_added(struct buf *b, size_t n); /* n bytes were written at data + len, within what was reserved */
 int buf_set(struct buf *b, const void *p, size_t n) MUST_USE; /* replace the content */
 
 void buf_truncate(struct buf *b, size_t len); /* len <= b->len; wipes the tail when secret */
@@ -52,8 +52,8 @@ const char *buf_str(const struct buf *b); /* NUL-terminated, "" when empty; borr
 bool buf_equals(const struct buf *b, const void *p, size_t n); /* constant time in n */
 
 /*
- * Replace the content by a whole regular file of at most b->max bytes. ST_NOT_FOUND, ST_DENIED, ST_INVALID (not a
- * regular file), ST_FULL, ST_IO; fault names the path. The content is as before on failure.
+ * Replace the content by a whole regular file of at most b->max bytes. ST_NOT_FOUND, ST_DENIED, ST_INVALID
+ * (not a regular file), ST_FULL, ST_IO; fault names the path. The content is as before on failure.
  */
 int buf_read_file(struct buf *b, const char *path, struct fault *f) MUST_USE;
 

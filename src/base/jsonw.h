@@ -23,8 +23,8 @@ struct jsonw {
 
 void jsonw_init(struct jsonw *w, struct buf *out);
 /*
- * 0, ST_FULL (out is cut back to what it held at jsonw_init), or ST_INVALID for text that was not UTF-8 (whole JSON,
- * with U+FFFD for every bad byte).
+ * 0, ST_FULL (out is cut back to what it held at jsonw_init), or ST_INVALID for text that was not UTF-8
+ * (whole JSON, with U+FFFD for every bad byte).
  */
 int jsonw_end(struct jsonw *w) MUST_USE;
 void jsonw_object(struct jsonw *w, const char *key); /* key NULL inside arrays and at the top */
@@ -34,7 +34,8 @@ void jsonw_array_end(struct jsonw *w);
 void jsonw_str(struct jsonw *w, const char *key, const char *s); /* NULL writes null */
 void jsonw_strn(struct jsonw *w, const char *key, const char *s, size_t n);
 void jsonw_int(struct jsonw *w, const char *key, int64_t v);
-void jsonw_double(struct jsonw *w, const char *key, double v); /* shortest round-trip form, ECMAScript's notation; NaN and infinity write null */
+/* Shortest round-trip form in ECMAScript's notation; NaN and infinity write null. */
+void jsonw_double(struct jsonw *w, const char *key, double v);
 void jsonw_bool(struct jsonw *w, const char *key, bool v);
 void jsonw_null(struct jsonw *w, const char *key);
 void jsonw_raw(struct jsonw *w, const char *key, const char *json, size_t n); /* already JSON */

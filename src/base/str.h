@@ -20,19 +20,21 @@
 int str_parse_i64(const char *s, size_t n, int64_t *out) MUST_USE;	/* -?[0-9]+ */
 int str_parse_u64(const char *s, size_t n, uint64_t *out) MUST_USE;	/* [0-9]+ */
 int str_parse_bool(const char *s, size_t n, bool *out) MUST_USE;	/* yes|no|true|false|on|off */
-int str_parse_duration_us(const char *s, size_t n, int64_t *out) MUST_USE; /* 250ms 90s 5m 2h 30d, 10us; "0" alone allowed; no mixing */
+/* 10us 250ms 90s 5m 2h 30d; "0" alone allowed; no mixing */
+int str_parse_duration_us(const char *s, size_t n, int64_t *out) MUST_USE;
 int str_parse_size(const char *s, size_t n, uint64_t *out) MUST_USE;	/* 512 64k 1M 2G (powers of 1024) */
 int str_parse_rate(const char *s, size_t n, double *per_s) MUST_USE;	/* 10/s 600/m 1000/h 2.5/s */
 int str_parse_decimal(const char *s, size_t n, double *out) MUST_USE;	/* 0.25, 1, 12.5; not negative, no exponent */
 
-/* Shortest text that parses back to the same value, e.g. "5m", "250ms", "64k". A negative duration keeps its sign. */
+/* Shortest text that parses back to the same value, e.g. "5m", "250ms", "64k"; a negative duration has a sign. */
 void str_format_duration(int64_t us, char out[32]);
 void str_format_size(uint64_t bytes, char out[32]);
 
 /*
- * Wall-clock times are int64_t microseconds since the Unix epoch, UTC. ST_RANGE for a date that does not exist.
- * A leap second (23:59:60 UTC, nowhere else) is read as the last microsecond before it. Digits of a fraction beyond
- * the sixth are dropped. A two-digit year (RFC 850 form) is one of 1970..2069; the name of the day must fit the date.
+ * Wall-clock times are int64_t microseconds since the Unix epoch, UTC. ST_RANGE for a date that does not
+ * exist. A leap second (23:59:60 UTC, nowhere else) is read as the last microsecond before it. Digits of a
+ * fraction beyond the sixth are dropped. A two-digit year (RFC 850 form) is one of 1970..2069; the name of
+ * the day must fit the date.
  */
 int str_parse_rfc3339(const char *s, size_t n, int64_t *wall_us) MUST_USE; /* any offset, optional fraction, 1970..9999 */
 #define STR_ISO_BYTES 32 /* every int64_t fits: a year beyond 0000..9999 gets a sign and six digits */
@@ -54,7 +56,7 @@ int str_percent_encode(struct buf *out, const char *p, size_t n) MUST_USE;
 /* Percent-decoding; `plus` also turns + into a space. ST_SYNTAX on a broken escape. NUL bytes are refused. */
 int str_percent_decode(struct buf *out, const char *p, size_t n, bool plus) MUST_USE;
 
-size_t str_utf8_char(const void *p, size_t n);	/* bytes of the UTF-8 character at p, 0 when there is no valid one */
+size_t str_utf8_char(const void *p, size_t n);	/* bytes of the UTF-8 character at p, 0 when it is not valid */
 bool str_is_utf8(const void *p, size_t n);	/* RFC 3629: no surrogates, no overlong forms */
 bool str_is_vschar(const void *p, size_t n);	/* 1*VSCHAR, RFC 6749 A.12: %x20-7E, at least one */
 bool str_has_ctl(const void *p, size_t n);	/* any byte < 0x20 or 0x7f */

@@ -31,8 +31,8 @@ void sys_uuid4(uint8_t out[16]);
 void sys_set(const struct sys_ops *ops);
 
 /*
- * A ready virtual clock and a seeded generator for tests: sys_set(sys_virtual(seed)). Each call starts both anew;
- * the clocks stand still until they are moved.
+ * A ready virtual clock and a seeded generator for tests: sys_set(sys_virtual(seed)). Each call starts both
+ * anew; the clocks stand still until they are moved.
  */
 #define SYS_VIRTUAL_WALL_US (INT64_C(1767225600) * US_PER_S) /* 2026-01-01T00:00:00Z */
 #define SYS_VIRTUAL_MONO_US (INT64_C(1000) * US_PER_S)

@@ -18,10 +18,10 @@ struct url {
 	bool host_is_ip;
 };
 /*
- * ST_SYNTAX with a reason and its place (never the text: a query may hold a key): no scheme, userinfo, fragment,
- * control bytes, spaces, what RFC 3986 does not allow, bad port (1..65535), empty host. A host is a DNS name of
- * ASCII labels, an IPv6 literal in brackets, or four decimal numbers; "127.1" and "0x7f000001", which a resolver
- * would take for an address, are refused. ST_RANGE past URL_MAX_BYTES.
+ * ST_SYNTAX with a reason and its place (never the text: a query may hold a key): no scheme, userinfo,
+ * fragment, control bytes, spaces, what RFC 3986 does not allow, bad port (1..65535), empty host. A host is a
+ * DNS name of ASCII labels, an IPv6 literal in brackets, or four decimal numbers; "127.1" and "0x7f000001",
+ * which a resolver would take for an address, are refused. ST_RANGE past URL_MAX_BYTES.
  */
 #define URL_MAX_BYTES 8192
 int url_parse(const char *s, struct url *out, struct fault *f) MUST_USE;

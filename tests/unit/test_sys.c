@@ -1,12 +1,40 @@
 /*
  * sys: the real clock and randomness within what can be said about them, and the virtual pair exactly.
+ *
+ * The two system calls below are this program's own, so that the clock asked for is seen (on a machine that
+ * never slept two of them agree) and the kernel can be made to interrupt and to give too little.
  */
 #include "unit/unit.h"
 
+#include <errno.h>
+#include <stdbool.h>
 #include <string.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/sys.h"
+
+static clockid_t asked;
+static unsigned random_calls;
+static bool random_is_lame; /* every other call interrupted, the rest three bytes at most */
+
+int clock_gettime(clockid_t id, struct timespec *ts)
+{
+	asked = id;
+	return (int)syscall(SYS_clock_gettime, id, ts);
+}
+
+ssize_t getrandom(void *p, size_t n, unsigned flags)
+{
+	random_calls++;
+	if (random_is_lame && random_calls % 2 == 1) {
+		errno = EINTR;
+		return -1;
+	}
+	return syscall(SYS_getrandom, p, random_is_lame && n > 3 ? 3 : n, flags);
+}
 
 static void restore(void)
 {
@@ -25,11 +53,13 @@ START_TEST(real_clocks_are_the_right_ones)
 {
 	int64_t before = clock_us(CLOCK_REALTIME);
 	int64_t wall = sys_wall_us();
+	ck_assert_int_eq(asked, CLOCK_REALTIME);
 	ck_assert_int_le(before, wall);
 	ck_assert_int_le(wall, clock_us(CLOCK_REALTIME));
 
 	before = clock_us(CLOCK_BOOTTIME);
 	int64_t mono = sys_mono_us();
+	ck_assert_int_eq(asked, CLOCK_BOOTTIME);
 	ck_assert_int_le(before, mono);
 	ck_assert_int_le(mono, clock_us(CLOCK_BOOTTIME));
 }
@@ -56,6 +86,37 @@ START_TEST(real_random_fills_every_size)
 		ck_assert_uint_eq(bytes[n + 1], 0xa5);
 	}
 	sys_random(NULL, 0);
+}
+END_TEST
+
+START_TEST(real_random_goes_on_after_a_signal)
+{
+	uint8_t bytes[300], seen[300] = {0};
+
+	random_is_lame = true;
+	random_calls = 0;
+	for (int k = 0; k < 64; k++) {
+		memset(bytes, 0xa5, sizeof(bytes));
+		sys_random(bytes, sizeof(bytes));
+		for (size_t j = 0; j < sizeof(bytes); j++)
+			seen[j] |= (uint8_t)(bytes[j] ^ 0xa5);
+	}
+	random_is_lame = false;
+	ck_assert_uint_eq(random_calls, 64 * 2 * 100);
+	for (size_t j = 0; j < sizeof(bytes); j++)
+		ck_assert_uint_ne(seen[j], 0);
+}
+END_TEST
+
+START_TEST(small_draws_share_a_system_call)
+{
+	uint8_t id[16];
+
+	random_calls = 0;
+	for (int i = 0; i < 320; i++)
+		sys_random(id, sizeof(id));
+	ck_assert_uint_ge(random_calls, 10);
+	ck_assert_uint_le(random_calls, 11);
 }
 END_TEST
 
@@ -239,6 +300,8 @@ Suite *unit_suite(void)
 	tcase_add_checked_fixture(tc, NULL, restore);
 	unit_add(tc, real_clocks_are_the_right_ones);
 	unit_add(tc, real_random_fills_every_size);
+	unit_add(tc, real_random_goes_on_after_a_signal);
+	unit_add(tc, small_draws_share_a_system_call);
 	unit_add(tc, real_random_does_not_repeat);
 	unit_add(tc, virtual_clock_moves_only_when_told);
 	unit_add(tc, virtual_random_is_repeatable);
