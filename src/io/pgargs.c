@@ -18,7 +18,7 @@
 #define ARGS_MAGIC 0x50474152u
 #define FIRST_BLOCK 512u
 #define BLOCK_MAX (1024u * 1024 * 1024 - 64 * 1024) /* the server refuses messages of 1 GiB */
-#define PARAMS_MAX 65535u			    /* a 16-bit count on the wire */
+#define PARAMS_MAX 65535u                           /* a 16-bit count on the wire */
 
 /* Microseconds from the Unix epoch to 2000-01-01, where the server counts from. */
 #define PG_EPOCH_US INT64_C(946684800000000)
@@ -43,11 +43,16 @@ static const struct {
 	unsigned oid;
 	unsigned array_oid;
 } types[] = {
-	[PGT_BOOL] = { OID_BOOL, 1000 },	[PGT_I16] = { OID_INT2, 1005 },
-	[PGT_I32] = { OID_INT4, 1007 },		[PGT_I64] = { OID_INT8, 1016 },
-	[PGT_F64] = { OID_FLOAT8, 1022 },	[PGT_TEXT] = { OID_TEXT, 1009 },
-	[PGT_BYTES] = { OID_BYTEA, 1001 },	[PGT_UUID] = { OID_UUID, 2951 },
-	[PGT_TIME] = { OID_TIMESTAMPTZ, 1185 }, [PGT_JSONB] = { OID_JSONB, 3807 },
+	[PGT_BOOL] = {OID_BOOL, 1000},
+	[PGT_I16] = {OID_INT2, 1005},
+	[PGT_I32] = {OID_INT4, 1007},
+	[PGT_I64] = {OID_INT8, 1016},
+	[PGT_F64] = {OID_FLOAT8, 1022},
+	[PGT_TEXT] = {OID_TEXT, 1009},
+	[PGT_BYTES] = {OID_BYTEA, 1001},
+	[PGT_UUID] = {OID_UUID, 2951},
+	[PGT_TIME] = {OID_TIMESTAMPTZ, 1185},
+	[PGT_JSONB] = {OID_JSONB, 3807},
 };
 #define N_TYPES (sizeof(types) / sizeof(types[0]))
 
@@ -303,8 +308,8 @@ unsigned pgargs_count(const struct pgargs *a)
 	return a->n;
 }
 
-void pgargs_vectors(const struct pgargs *a, const unsigned **oids, const char *const **values, const int **lengths,
-	const int **formats)
+void pgargs_vectors(const struct pgargs *a, const unsigned **oids, const char *const **values,
+	const int **lengths, const int **formats)
 {
 	MAGIC_CHECK(a, ARGS_MAGIC);
 	ALWAYS(!a->in_array);

@@ -3,8 +3,8 @@
  *
  * libpq keeps no account of which result belongs to whom, so the cursor of the oldest transaction does: per
  * statement an optional Parse result, the result, each ended by a NULL, then one PIPELINE_SYNC without. A
- * commit is believed only with that Sync. Must never call its owner from inside a call of the owner, and never
- * pass on a message of the server.
+ * commit is believed only with that Sync. Must never call its owner from inside a call of the owner, and
+ * never pass on a message of the server.
  */
 #include "io/pgconn.h"
 
@@ -22,8 +22,8 @@
 #define TX_MAGIC 0x50475458u
 #define PROVEN_AFTER_US (10 * US_PER_S)
 
-/* A statement known to this connection. After a failure its name is never used again (the server may or may not hold it):
- * the next generation gets a new one. */
+/* A statement known to this connection. After a failure its name is never used again (the server may or may
+ * not hold it): the next generation gets a new one. */
 struct prepared {
 	const struct pgstmt *stmt;
 	unsigned generation;
@@ -48,7 +48,7 @@ struct pgconn {
 	struct prepared *prepared;
 	unsigned n_prepared, room_prepared;
 
-	bool broken;	/* takes and sends nothing any more */
+	bool broken;    /* takes and sends nothing any more */
 	bool read_only; /* takes nothing any more, reads what is in flight */
 	bool committed;
 	int64_t since_us;
@@ -102,7 +102,7 @@ void pgtx_add(struct pgtx *t, const struct pgstmt *s, struct pgargs *args)
 		t->room = t->room ? t->room * 2 : 4;
 		t->stmts = mem_realloc(t->stmts, t->room, sizeof(*t->stmts));
 	}
-	t->stmts[t->n++] = (struct pgtx_stmt){ .stmt = s, .args = args };
+	t->stmts[t->n++] = (struct pgtx_stmt){.stmt = s, .args = args};
 }
 
 void pgtx_reset(struct pgtx *t)
@@ -113,7 +113,7 @@ void pgtx_reset(struct pgtx *t)
 		t->results = mem_calloc(t->n, sizeof(*t->results));
 	for (unsigned i = 0; i < t->n; i++)
 		t->stmts[i].prepare = false;
-	t->out = (struct pgtx_result){ .class = PG_CLASS_OK, .wait_us = t->out.wait_us };
+	t->out = (struct pgtx_result){.class = PG_CLASS_OK, .wait_us = t->out.wait_us};
 	t->cursor = 0;
 	t->preparing = t->got_result = t->failed = t->fatal = t->flushed = false;
 	t->failed_at = 0;
@@ -144,7 +144,7 @@ static struct prepared *prepared_find(struct pgconn *c, const struct pgstmt *s)
 		c->prepared = mem_realloc(c->prepared, c->room_prepared, sizeof(*c->prepared));
 	}
 	struct prepared *p = &c->prepared[c->n_prepared++];
-	*p = (struct prepared){ .stmt = s, .generation = 1 };
+	*p = (struct prepared){.stmt = s, .generation = 1};
 	return p;
 }
 
@@ -164,8 +164,8 @@ static void prepared_confirm(struct pgconn *c, const struct pgtx_stmt *ts)
 		p->confirmed = true;
 }
 
-/* A first try relies on a Parse that another transaction in flight has sent; a second try, whose first may have
- * been ruined by just that, brings its own. */
+/* A first try relies on a Parse that another transaction in flight has sent; a second try, whose first may
+ * have been ruined by just that, brings its own. */
 static int send_prepared(struct pgconn *c, struct pgtx_stmt *ts, bool retried, int n, const Oid *oids,
 	const char *const *values, const int *lengths, const int *formats)
 {
@@ -199,7 +199,8 @@ static int send_statement(struct pgconn *c, struct pgtx_stmt *ts, bool retried)
 	}
 	if (c->params.prepare)
 		return send_prepared(c, ts, retried, n, oids, values, lengths, formats);
-	return PQsendQueryParams(c->pg, ts->stmt->sql, n, oids, values, lengths, formats, 1) == 1 ? 0 : ST_CLOSED;
+	return PQsendQueryParams(c->pg, ts->stmt->sql, n, oids, values, lengths, formats, 1) == 1 ? 0
+												  : ST_CLOSED;
 }
 
 static void flush(struct pgconn *c)
@@ -271,7 +272,8 @@ static bool wants_fresh_plan(const struct pgconn *c, const struct pgtx *t)
 {
 	if (!c->params.prepare || t->retried || t->failed_at >= t->n)
 		return false;
-	/* The statement is unknown to this session, or its plan returns other columns since the schema changed. */
+	/* The statement is unknown to this session, or its plan returns other columns since the schema
+	 * changed. */
 	return strcmp(t->out.sqlstate, "26000") == 0 || strcmp(t->out.sqlstate, "0A000") == 0;
 }
 
@@ -301,7 +303,8 @@ static void on_error(struct pgconn *c, struct pgtx *t, const PGresult *res)
 {
 	char sqlstate[6], constraint[64], table[64];
 	pgerror_read(res, sqlstate, constraint, table);
-	if (sqlstate[0] == '\0') { /* libpq's own: the connection is gone, nothing is known of the statement */
+	if (sqlstate[0] ==
+		'\0') { /* libpq's own: the connection is gone, nothing is known of the statement */
 		break_connection(c, "the connection to the database server was lost");
 		return;
 	}
@@ -486,12 +489,13 @@ static void on_notice(void *arg, const PGresult *res)
 		snprintf(c->ended_with, sizeof(c->ended_with), "%s", sqlstate);
 }
 
-int pgconn_new(struct loop *l, struct pg_conn *conn, const struct pgconn_params *p, const struct pgconn_events *ev, void *owner,
-	struct pgconn **out, struct fault *f)
+int pgconn_new(struct loop *l, struct pg_conn *conn, const struct pgconn_params *p,
+	const struct pgconn_events *ev, void *owner, struct pgconn **out, struct fault *f)
 {
 	if (PQisnonblocking(conn) != 1 || PQenterPipelineMode(conn) != 1) {
 		PQfinish(conn);
-		return fault_set(f, ST_CLOSED, "the connection to the database server was lost before its first use");
+		return fault_set(
+			f, ST_CLOSED, "the connection to the database server was lost before its first use");
 	}
 	struct pgconn *c = mem_alloc(sizeof(*c));
 	c->magic = CONN_MAGIC;

@@ -53,7 +53,7 @@ static void finish(struct pgdial *d, int code, const struct fault *why)
 {
 	pgdial_fn *fn = d->fn;
 	void *arg = d->arg;
-	struct fault copy = { .code = 0 };
+	struct fault copy = {.code = 0};
 	PGconn *conn = NULL;
 	if (code == 0) {
 		conn = d->conn;
@@ -76,9 +76,10 @@ static void on_failed(void *arg)
 /* libpq gives no SQLSTATE for a failed start-up, only the server's words. */
 static int classify(const char *line)
 {
-	static const char *const refused[] = { "password authentication failed", "authentication failed", "no password supplied",
-		"no pg_hba.conf entry", "does not exist", "permission denied", "is not permitted to log in",
-		"no such user", "no such database", "SASL authentication failed" };
+	static const char *const refused[] = {"password authentication failed", "authentication failed",
+		"no password supplied", "no pg_hba.conf entry", "does not exist", "permission denied",
+		"is not permitted to log in", "no such user", "no such database",
+		"SASL authentication failed"};
 	for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++)
 		if (strstr(line, "FATAL") != NULL && strstr(line, refused[i]) != NULL)
 			return ST_DENIED;
@@ -128,8 +129,9 @@ static void on_deadline(void *arg)
 	struct fault why;
 	MAGIC_CHECK(d, DIAL_MAGIC);
 	const char *host = d->conn != NULL ? PQhost(d->conn) : NULL;
-	(void)fault_set(&why, ST_TIMEOUT, "connecting to the database%s%s took longer than %lld s", host != NULL ? " at " : "",
-		host != NULL ? host : "", (long long)(pgtarget_connect_timeout_us(d->target) / 1000000));
+	(void)fault_set(&why, ST_TIMEOUT, "connecting to the database%s%s took longer than %lld s",
+		host != NULL ? " at " : "", host != NULL ? host : "",
+		(long long)(pgtarget_connect_timeout_us(d->target) / 1000000));
 	finish(d, ST_TIMEOUT, &why);
 }
 
@@ -155,7 +157,8 @@ static void on_target(void *arg, const struct pgtarget_answer *a)
 	poll_again(d, PGRES_POLLING_WRITING);
 }
 
-struct pgdial *pgdial_start(struct pgtarget *t, struct loop *l, struct resolver *r, unsigned rotate, pgdial_fn *fn, void *arg)
+struct pgdial *pgdial_start(
+	struct pgtarget *t, struct loop *l, struct resolver *r, unsigned rotate, pgdial_fn *fn, void *arg)
 {
 	struct pgdial *d = mem_alloc(sizeof(*d));
 	d->magic = DIAL_MAGIC;

@@ -14,12 +14,14 @@
 struct pg_conn; /* libpq's PGconn */
 struct pgdial;
 
-/* code 0: conn is connected, non-blocking, silent about notices, and now the callee's. Otherwise ST_TIMEOUT, ST_DENIED (password,
- * role, database or privilege refused) or ST_UNAVAILABLE, `why` says it without the password. */
+/* code 0: conn is connected, non-blocking, silent about notices, and now the callee's. Otherwise ST_TIMEOUT,
+ * ST_DENIED (password, role, database or privilege refused) or ST_UNAVAILABLE, `why` says it without the
+ * password. */
 typedef void pgdial_fn(void *arg, int code, struct pg_conn *conn, const struct fault *why);
 
 /* Exactly one call of fn in a later turn, unless canceled. */
-struct pgdial *pgdial_start(struct pgtarget *t, struct loop *l, struct resolver *r, unsigned rotate, pgdial_fn *fn, void *arg);
+struct pgdial *pgdial_start(
+	struct pgtarget *t, struct loop *l, struct resolver *r, unsigned rotate, pgdial_fn *fn, void *arg);
 void pgdial_cancel(struct pgdial *d); /* NULL is fine */
 
 #endif

@@ -2,7 +2,8 @@
  * pgerror - SQLSTATE to class, and error fields without values.
  *
  * The classes are the ones that change what a caller does next; everything that nobody expects is ours to
- * fix (PG_CLASS_BUG) and is never retried unchanged. Must never copy a DETAIL or a primary message of a statement.
+ * fix (PG_CLASS_BUG) and is never retried unchanged. Must never copy a DETAIL or a primary message of a
+ * statement.
  */
 #include "io/pgerror.h"
 
@@ -29,23 +30,23 @@ static const struct {
 	const char *prefix;
 	enum pg_class class;
 } rules[] = {
-	{ "08007", PG_CLASS_UNKNOWN },	  /* transaction_resolution_unknown */
-	{ "40003", PG_CLASS_UNKNOWN },	  /* statement_completion_unknown */
-	{ "08P01", PG_CLASS_BUG },	  /* protocol_violation */
-	{ "08", PG_CLASS_CONNECTION },	  /* connection_exception */
-	{ "57P01", PG_CLASS_CONNECTION }, /* admin_shutdown */
-	{ "57P02", PG_CLASS_CONNECTION }, /* crash_shutdown */
-	{ "57P03", PG_CLASS_CONNECTION }, /* cannot_connect_now */
-	{ "57P04", PG_CLASS_CONNECTION }, /* database_dropped */
-	{ "57P05", PG_CLASS_CONNECTION }, /* idle_session_timeout */
-	{ "53300", PG_CLASS_CONNECTION }, /* too_many_connections */
-	{ "25006", PG_CLASS_CONNECTION }, /* read_only_sql_transaction */
-	{ "25P03", PG_CLASS_CONNECTION }, /* idle_in_transaction_session_timeout */
-	{ "40", PG_CLASS_RETRY },	  /* serialization, deadlock and other forced rollbacks */
-	{ "55P03", PG_CLASS_RETRY },	  /* lock_not_available */
-	{ "57014", PG_CLASS_RETRY },	  /* query_canceled */
-	{ "53", PG_CLASS_RESOURCES },	  /* disk full, out of memory, configured limits */
-	{ "58030", PG_CLASS_RESOURCES },  /* io_error */
+	{"08007", PG_CLASS_UNKNOWN},    /* transaction_resolution_unknown */
+	{"40003", PG_CLASS_UNKNOWN},    /* statement_completion_unknown */
+	{"08P01", PG_CLASS_BUG},        /* protocol_violation */
+	{"08", PG_CLASS_CONNECTION},    /* connection_exception */
+	{"57P01", PG_CLASS_CONNECTION}, /* admin_shutdown */
+	{"57P02", PG_CLASS_CONNECTION}, /* crash_shutdown */
+	{"57P03", PG_CLASS_CONNECTION}, /* cannot_connect_now */
+	{"57P04", PG_CLASS_CONNECTION}, /* database_dropped */
+	{"57P05", PG_CLASS_CONNECTION}, /* idle_session_timeout */
+	{"53300", PG_CLASS_CONNECTION}, /* too_many_connections */
+	{"25006", PG_CLASS_CONNECTION}, /* read_only_sql_transaction */
+	{"25P03", PG_CLASS_CONNECTION}, /* idle_in_transaction_session_timeout */
+	{"40", PG_CLASS_RETRY},         /* serialization, deadlock and other forced rollbacks */
+	{"55P03", PG_CLASS_RETRY},      /* lock_not_available */
+	{"57014", PG_CLASS_RETRY},      /* query_canceled */
+	{"53", PG_CLASS_RESOURCES},     /* disk full, out of memory, configured limits */
+	{"58030", PG_CLASS_RESOURCES},  /* io_error */
 };
 
 enum pg_class pgerror_class(const char *sqlstate)

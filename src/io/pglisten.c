@@ -2,7 +2,8 @@
  * pglisten - notifications, apart from the pipeline.
  *
  * In pipeline mode notifications arrive only between results, and a connection that waits for nothing else is
- * simple to watch: readable means news. After each LISTEN everyone is told that something may have been missed.
+ * simple to watch: readable means news. After each LISTEN everyone is told that something may have been
+ * missed.
  */
 #include "io/pglisten.h"
 
@@ -24,7 +25,7 @@ struct channel {
 	void (*fn)(void *arg, const char *payload);
 	void *arg;
 	bool requested; /* part of the LISTEN that runs */
-	bool told;	/* of the connection as it is now */
+	bool told;      /* of the connection as it is now */
 };
 
 struct pglisten {
@@ -42,8 +43,8 @@ struct pglisten {
 	int64_t since_us;
 	unsigned rotate;
 	bool may_connect;
-	bool lost;	 /* seen while reading */
-	bool listening;	 /* a LISTEN runs */
+	bool lost;      /* seen while reading */
+	bool listening; /* a LISTEN runs */
 	bool in_callback;
 	bool freed;
 };
@@ -284,7 +285,8 @@ void pglisten_free(struct pglisten *p)
 		release(p);
 }
 
-void pglisten_add(struct pglisten *p, const char *channel, void (*fn)(void *arg, const char *payload), void *arg)
+void pglisten_add(
+	struct pglisten *p, const char *channel, void (*fn)(void *arg, const char *payload), void *arg)
 {
 	MAGIC_CHECK(p, LISTEN_MAGIC);
 	struct channel **at = &p->channels;

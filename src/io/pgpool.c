@@ -1,9 +1,10 @@
 /*
  * pgpool - the queue in front of a few pipeline connections, and keeping those connected.
  *
- * Everything that runs code of the owner (outcomes, changes of state) happens in deferred calls of this file with no
- * other frame of ours on the stack, so the owner may send, or free the pool, from any callback. Connections are made one
- * at a time: a database that comes back is not met by a stampede. Must never retry what may have been executed.
+ * Everything that runs code of the owner (outcomes, changes of state) happens in deferred calls of this file
+ * with no other frame of ours on the stack, so the owner may send, or free the pool, from any callback.
+ * Connections are made one at a time: a database that comes back is not met by a stampede. Must never retry
+ * what may have been executed.
  */
 #include "io/pgpool.h"
 
@@ -40,8 +41,8 @@ struct pgpool {
 	struct pgdial *dial;
 	struct loop_timer *retry;
 	int64_t backoff_us;
-	unsigned rotate;		  /* addresses that swallowed an attempt */
-	unsigned read_only_streak;	  /* connections lost in a row because they could not write */
+	unsigned rotate;           /* addresses that swallowed an attempt */
+	unsigned read_only_streak; /* connections lost in a row because they could not write */
 	struct pglisten *listen;
 
 	struct txlist queue;
@@ -158,7 +159,7 @@ static void arm_wait_timer(struct pgpool *p)
 
 static void give_up_waiting(struct pgpool *p, struct pgtx *t)
 {
-	t->out = (struct pgtx_result){ .class = PG_CLASS_CONNECTION, .wait_us = sys_mono_us() - t->queued_us };
+	t->out = (struct pgtx_result){.class = PG_CLASS_CONNECTION, .wait_us = sys_mono_us() - t->queued_us};
 	finish(p, t);
 }
 
@@ -265,7 +266,7 @@ static void on_tell(void *arg)
 	if (p->on_state == NULL || now == p->reported || (now == REPORTED_DOWN && !p->failed_once))
 		return;
 	p->reported = now;
-	struct fault why = { .code = 0 };
+	struct fault why = {.code = 0};
 	if (now == REPORTED_DOWN)
 		why = p->why;
 	p->in_callback = true;
@@ -313,7 +314,7 @@ static void on_lost(void *owner, struct pgconn *c, const struct fault *why)
 	note_state(p);
 }
 
-static const struct pgconn_events conn_events = { on_tx_done, on_tx_again, on_lost };
+static const struct pgconn_events conn_events = {on_tx_done, on_tx_again, on_lost};
 
 static void try_later(struct pgpool *p, const struct fault *why)
 {
@@ -326,7 +327,7 @@ static void try_later(struct pgpool *p, const struct fault *why)
 static void on_dial(void *arg, int code, struct pg_conn *conn, const struct fault *why)
 {
 	struct pgpool *p = arg;
-	struct fault f = { .code = 0 };
+	struct fault f = {.code = 0};
 	MAGIC_CHECK(p, POOL_MAGIC);
 	p->dial = NULL;
 	if (code != 0) {
@@ -360,7 +361,8 @@ static void on_retry(void *arg)
 
 /* ---- the pool */
 
-int pgpool_new(struct loop *l, struct resolver *r, const struct pgpool_params *params, struct pgpool **out, struct fault *f)
+int pgpool_new(struct loop *l, struct resolver *r, const struct pgpool_params *params, struct pgpool **out,
+	struct fault *f)
 {
 	const struct pgtarget_params tp = {
 		.url = params->url,
@@ -449,7 +451,8 @@ const struct fault *pgpool_last_fault(const struct pgpool *p)
 	return &p->why;
 }
 
-void pgpool_listen(struct pgpool *p, const char *channel, void (*fn)(void *arg, const char *payload), void *arg)
+void pgpool_listen(
+	struct pgpool *p, const char *channel, void (*fn)(void *arg, const char *payload), void *arg)
 {
 	MAGIC_CHECK(p, POOL_MAGIC);
 	if (p->listen == NULL)

@@ -1,8 +1,8 @@
 /*
  * pgsync - blocking libpq for programs that have nothing else to do meanwhile.
  *
- * Here names may be resolved by libpq and a migration may take its time, so there are no session timeouts. Faults hold
- * SQLSTATE and primary message, never DETAIL or the connection string.
+ * Here names may be resolved by libpq and a migration may take its time, so there are no session timeouts.
+ * Faults hold SQLSTATE and primary message, never DETAIL or the connection string.
  */
 #include "io/pgsync.h"
 
@@ -84,12 +84,15 @@ int pgsync_connect(const char *url, const char *application_name, struct pgsync 
 	if (message != NULL)
 		PQfreemem(message); /* quotes the URL, which may hold a password */
 	if (parsed == NULL)
-		return fault_set(f, ST_SYNTAX, "database URL: neither a libpq URI nor a list of keyword=value");
+		return fault_set(
+			f, ST_SYNTAX, "database URL: neither a libpq URI nor a list of keyword=value");
 	PQconninfoFree(parsed);
 	/* The defaults come before dbname, whose expansion overrides what it names. */
-	const char *const keywords[] = { "gssencmode", "keepalives_idle", "keepalives_interval", "keepalives_count",
-		"tcp_user_timeout", "connect_timeout", "dbname", "client_encoding", "fallback_application_name", NULL };
-	const char *const values[] = { "disable", "10", "5", "3", "15000", "10", url, "UTF8", application_name, NULL };
+	const char *const keywords[] = {"gssencmode", "keepalives_idle", "keepalives_interval",
+		"keepalives_count", "tcp_user_timeout", "connect_timeout", "dbname", "client_encoding",
+		"fallback_application_name", NULL};
+	const char *const values[] = {
+		"disable", "10", "5", "3", "15000", "10", url, "UTF8", application_name, NULL};
 	PGconn *pg = PQconnectdbParams(keywords, values, 1);
 	ALWAYS(pg != NULL);
 	if (PQstatus(pg) != CONNECTION_OK) {
@@ -129,8 +132,8 @@ int pgsync_exec(struct pgsync *p, const char *sql, struct fault *f)
 	return rc;
 }
 
-int pgsync_query(struct pgsync *p, const struct pgstmt *s, struct pgargs *args, struct pgresult *out, char sqlstate[6],
-	struct fault *f)
+int pgsync_query(struct pgsync *p, const struct pgstmt *s, struct pgargs *args, struct pgresult *out,
+	char sqlstate[6], struct fault *f)
 {
 	MAGIC_CHECK(p, SYNC_MAGIC);
 	const Oid *oids = NULL;
@@ -163,7 +166,7 @@ void pgsync_clear(struct pgresult *r)
 
 /* Signature, flags, length of the header extension. */
 static const char copy_header[19] = "PGCOPY\n\377\r\n\0\0\0\0\0\0\0\0\0";
-static const char copy_trailer[2] = { '\377', '\377' };
+static const char copy_trailer[2] = {'\377', '\377'};
 
 /* Not libpq's words: they may quote the server on a row. */
 static int copy_lost(struct fault *f)
@@ -207,7 +210,7 @@ int pgsync_copy_begin(struct pgsync *p, const char *sql, struct fault *f)
 
 static int append_be(struct buf *b, uint32_t v, unsigned bytes)
 {
-	uint8_t be[4] = { (uint8_t)(v >> 24), (uint8_t)(v >> 16), (uint8_t)(v >> 8), (uint8_t)v };
+	uint8_t be[4] = {(uint8_t)(v >> 24), (uint8_t)(v >> 16), (uint8_t)(v >> 8), (uint8_t)v};
 	return buf_append(b, be + 4 - bytes, bytes);
 }
 
@@ -291,7 +294,7 @@ int pgsync_wait_notify(struct pgsync *p, int64_t timeout_us, struct fault *f)
 		int64_t left_us = end_us - sys_mono_us();
 		if (left_us <= 0)
 			return fault_set(f, ST_TIMEOUT, "no notification came in time");
-		struct pollfd pfd = { .fd = PQsocket(p->pg), .events = POLLIN };
+		struct pollfd pfd = {.fd = PQsocket(p->pg), .events = POLLIN};
 		if (poll(&pfd, 1, poll_ms(left_us)) < 0 && errno != EINTR)
 			return fault_set(f, ST_IO, "poll: %s", strerror(errno));
 	}

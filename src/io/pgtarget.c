@@ -137,7 +137,8 @@ static int check_port(const char *port, struct fault *f)
 	return 0;
 }
 
-static int set_hosts(struct pgtarget *t, const char *hosts, const char *addrs, const char *ports, struct fault *f)
+static int set_hosts(
+	struct pgtarget *t, const char *hosts, const char *addrs, const char *ports, struct fault *f)
 {
 	bool by_addr = addrs[0] != '\0';
 	unsigned n = list_length(by_addr ? addrs : hosts);
@@ -162,7 +163,8 @@ static int set_hosts(struct pgtarget *t, const char *hosts, const char *addrs, c
 }
 
 /* What libpq would take from the environment for the three lists that are built here. */
-static const char *value_of(const PQconninfoOption *given, const PQconninfoOption *defaults, const char *keyword)
+static const char *value_of(
+	const PQconninfoOption *given, const PQconninfoOption *defaults, const char *keyword)
 {
 	for (const PQconninfoOption *o = given; o->keyword != NULL; o++)
 		if (strcmp(o->keyword, keyword) == 0 && o->val != NULL)
@@ -184,7 +186,8 @@ static int take_options(struct pgtarget *t, const PQconninfoOption *given, struc
 		if (o->val == NULL || is_address_keyword(o->keyword))
 			continue;
 		if (strcmp(o->keyword, "service") == 0)
-			return fault_set(f, ST_INVALID, "database URL: service= is not supported, name the host");
+			return fault_set(
+				f, ST_INVALID, "database URL: service= is not supported, name the host");
 		int rc = set_option(t, o->keyword, o->val, f);
 		if (rc != 0)
 			return rc;
@@ -200,7 +203,8 @@ static int take_connect_timeout(struct pgtarget *t, struct fault *f)
 		return 0;
 	int64_t s;
 	if (str_parse_i64(buf_str(&o->value), o->value.len, &s) != 0 || s > 3600)
-		return fault_set(f, ST_INVALID, "database URL: connect_timeout must be whole seconds up to 3600");
+		return fault_set(
+			f, ST_INVALID, "database URL: connect_timeout must be whole seconds up to 3600");
 	if (s > 0)
 		t->connect_timeout_us = (s < 2 ? 2 : s) * US_PER_S;
 	return 0;
@@ -245,12 +249,12 @@ static int add_session_options(struct pgtarget *t, const struct pgtarget_params 
 static int add_defaults(struct pgtarget *t, const struct pgtarget_params *p, struct fault *f)
 {
 	static const char *const defaults[][2] = {
-		{ "gssencmode", "disable" },
-		{ "keepalives", "1" },
-		{ "keepalives_idle", "10" },
-		{ "keepalives_interval", "5" },
-		{ "keepalives_count", "3" },
-		{ "tcp_user_timeout", "15000" },
+		{"gssencmode", "disable"},
+		{"keepalives", "1"},
+		{"keepalives_idle", "10"},
+		{"keepalives_interval", "5"},
+		{"keepalives_count", "3"},
+		{"tcp_user_timeout", "15000"},
 	};
 	int rc = 0;
 	for (size_t i = 0; rc == 0 && i < sizeof(defaults) / sizeof(defaults[0]); i++)
@@ -273,7 +277,8 @@ static int parse(struct pgtarget *t, const struct pgtarget_params *p, struct fau
 	if (message != NULL)
 		PQfreemem(message); /* quotes parts of the URL: not ours to repeat */
 	if (given == NULL)
-		return fault_set(f, ST_SYNTAX, "database URL: neither a libpq URI nor a list of keyword=value");
+		return fault_set(
+			f, ST_SYNTAX, "database URL: neither a libpq URI nor a list of keyword=value");
 	PQconninfoOption *defaults = PQconndefaults();
 	ALWAYS(defaults != NULL);
 	int rc = take_options(t, given, f);
@@ -369,7 +374,8 @@ static void append(struct buf *b, unsigned i, const char *s)
 	ALWAYS((i == 0 || buf_putc(b, ',') == 0) && buf_puts(b, s) == 0);
 }
 
-static void answer_found(struct pgtarget_query *q, const struct triple *v, unsigned n, struct pgtarget_answer *a)
+static void answer_found(
+	struct pgtarget_query *q, const struct triple *v, unsigned n, struct pgtarget_answer *a)
 {
 	const struct pgtarget *t = q->t;
 	const char *keywords[OPTIONS_MAX + 4];
@@ -391,7 +397,8 @@ static void answer_found(struct pgtarget_query *q, const struct triple *v, unsig
 		keywords[k] = t->options[k].keyword;
 		values[k] = buf_str(&t->options[k].value);
 	}
-	/* A list that is empty altogether means libpq's default, which is not the same as an empty element. */
+	/* A list that is empty altogether means libpq's default, which is not the same as an empty element.
+	 */
 	keywords[k] = "host";
 	values[k++] = any_host ? buf_str(&hosts) : NULL;
 	keywords[k] = "hostaddr";
@@ -413,8 +420,8 @@ static void say_unresolved(const struct pgtarget *t, struct fault *f)
 	char names[300] = "";
 	size_t n = 0;
 	for (unsigned i = 0; i < t->n_hosts && n < sizeof(names) - 1; i++) {
-		int w = snprintf(names + n, sizeof(names) - n, "%s%s (%s)", i > 0 ? ", " : "", t->hosts[i].name,
-			status_text(t->hosts[i].code));
+		int w = snprintf(names + n, sizeof(names) - n, "%s%s (%s)", i > 0 ? ", " : "",
+			t->hosts[i].name, status_text(t->hosts[i].code));
 		n += w > 0 ? (size_t)w : 0;
 	}
 	(void)fault_set(f, ST_UNAVAILABLE, "no database host has an address: %s", names);
@@ -425,7 +432,7 @@ static void finish(void *arg)
 	struct pgtarget_query *q = arg;
 	MAGIC_CHECK(q, QUERY_MAGIC);
 	struct triple *v = mem_calloc(HOSTS_MAX * RESOLVER_MAX_ADDRS, sizeof(*v));
-	struct pgtarget_answer a = { .code = 0 };
+	struct pgtarget_answer a = {.code = 0};
 	unsigned n = gather(q, v);
 	if (n > 0) {
 		answer_found(q, v, n, &a);
@@ -452,8 +459,8 @@ static void on_resolved(void *arg, int code, const struct resolver_addrs *addrs)
 		loop_defer(q->loop, &q->task);
 }
 
-struct pgtarget_query *pgtarget_resolve(struct pgtarget *t, struct loop *l, struct resolver *r, unsigned rotate, pgtarget_fn *fn,
-	void *arg)
+struct pgtarget_query *pgtarget_resolve(
+	struct pgtarget *t, struct loop *l, struct resolver *r, unsigned rotate, pgtarget_fn *fn, void *arg)
 {
 	MAGIC_CHECK(t, TARGET_MAGIC);
 	struct pgtarget_query *q = mem_alloc(sizeof(*q));

@@ -41,10 +41,11 @@ struct pgtarget_answer {
 };
 typedef void pgtarget_fn(void *arg, const struct pgtarget_answer *a);
 
-/* Exactly one call of fn in a later turn, unless canceled. Hosts without an address are left out; `rotate` addresses move
- * from the front to the back of the list, so that one which swallows packets is not tried first for ever. */
-struct pgtarget_query *pgtarget_resolve(struct pgtarget *t, struct loop *l, struct resolver *r, unsigned rotate, pgtarget_fn *fn,
-	void *arg);
+/* Exactly one call of fn in a later turn, unless canceled. Hosts without an address are left out; `rotate`
+ * addresses move from the front to the back of the list, so that one which swallows packets is not tried
+ * first for ever. */
+struct pgtarget_query *pgtarget_resolve(
+	struct pgtarget *t, struct loop *l, struct resolver *r, unsigned rotate, pgtarget_fn *fn, void *arg);
 void pgtarget_cancel(struct pgtarget_query *q); /* NULL is fine */
 
 #endif

@@ -1,8 +1,8 @@
 /*
  * pgcluster - starts and breaks a private Postgres for the tests.
  *
- * The postmaster is our own child, so that it can be killed and awaited by its pid. Must never touch a process
- * that it did not start.
+ * The postmaster is our own child, so that it can be killed and awaited by its pid. Must never touch a
+ * process that it did not start.
  */
 #include "integration/pgcluster.h"
 
@@ -62,7 +62,7 @@ uint16_t pgcluster_free_port(void)
 	for (unsigned tries = 0; tries < 200; tries++) {
 		uint16_t port = (uint16_t)(20000 + sys_random_below(12000));
 		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-		struct sockaddr_in sin = { .sin_family = AF_INET, .sin_port = htons(port) };
+		struct sockaddr_in sin = {.sin_family = AF_INET, .sin_port = htons(port)};
 		sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 		int rc = bind(fd, (struct sockaddr *)&sin, sizeof(sin));
 		close(fd);
@@ -74,8 +74,8 @@ uint16_t pgcluster_free_port(void)
 
 static const char *find_bindir(void)
 {
-	static const char *const places[] = { "/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/16/bin",
-		"/usr/lib/postgresql/15/bin", "/usr/local/pgsql/bin" };
+	static const char *const places[] = {"/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/16/bin",
+		"/usr/lib/postgresql/15/bin", "/usr/local/pgsql/bin"};
 	const char *given = getenv("PG_BINDIR");
 	if (given != NULL)
 		return given;
@@ -91,7 +91,7 @@ static const char *find_bindir(void)
 /* Runs a program as the server's user, in the cluster's folder, output to its log. */
 static pid_t spawn(const struct pgcluster *c, const char *const *args)
 {
-	const char *argv[48] = { "setpriv", "--pdeathsig", "KILL" };
+	const char *argv[48] = {"setpriv", "--pdeathsig", "KILL"};
 	unsigned n = 3;
 	if (getuid() == 0) {
 		argv[n++] = "--reuid=postgres";
@@ -108,9 +108,11 @@ static pid_t spawn(const struct pgcluster *c, const char *const *args)
 		die("fork", strerror(errno));
 	if (pid > 0)
 		return pid;
-	char *const env[] = { mem_printf("PATH=%s:/usr/sbin:/usr/bin:/sbin:/bin", c->bindir), mem_strdup("LC_ALL=C.UTF-8"), NULL };
+	char *const env[] = {mem_printf("PATH=%s:/usr/sbin:/usr/bin:/sbin:/bin", c->bindir),
+		mem_strdup("LC_ALL=C.UTF-8"), NULL};
 	int in = open("/dev/null", O_RDONLY), out = open(c->log, O_WRONLY | O_CREAT | O_APPEND, 0644);
-	if (in < 0 || out < 0 || chdir(c->dir) != 0 || dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(out, 2) < 0)
+	if (in < 0 || out < 0 || chdir(c->dir) != 0 || dup2(in, 0) < 0 || dup2(out, 1) < 0 ||
+		dup2(out, 2) < 0)
 		_exit(126);
 	execvpe("setpriv", (char *const *)(uintptr_t)argv, env);
 	_exit(127);
@@ -152,8 +154,9 @@ static void init_database(struct pgcluster *c)
 	snprintf(pwfile, sizeof(pwfile), "%s/pwfile", c->dir);
 	snprintf(pwarg, sizeof(pwarg), "--pwfile=%s", pwfile);
 	write_file(pwfile, PGCLUSTER_PASSWORD "\n");
-	run(c, (const char *const[]){ program, "-D", c->data, "-U", "postgres", "--auth-local=trust",
-		       "--auth-host=scram-sha-256", pwarg, "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions", NULL });
+	run(c, (const char *const[]){program, "-D", c->data, "-U", "postgres", "--auth-local=trust",
+		       "--auth-host=scram-sha-256", pwarg, "-E", "UTF8", "--locale=C", "--no-sync",
+		       "--no-instructions", NULL});
 }
 
 struct pgcluster *pgcluster_new(void)
@@ -201,9 +204,10 @@ static void spawn_server(struct pgcluster *c)
 	snprintf(program, sizeof(program), "%s/postgres", c->bindir);
 	snprintf(dirs, sizeof(dirs), "unix_socket_directories=%s", c->sock);
 	snprintf(port, sizeof(port), "port=%u", c->port);
-	c->postmaster = spawn(c, (const char *const[]){ program, "-D", c->data, "-c", dirs, "-c", port, "-c",
-					 "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c", "full_page_writes=off", "-c",
-					 "shared_buffers=32MB", "-c", "max_connections=60", "-c", "log_min_messages=warning", NULL });
+	c->postmaster = spawn(c, (const char *const[]){program, "-D", c->data, "-c", dirs, "-c", port, "-c",
+					 "listen_addresses=127.0.0.1", "-c", "fsync=off", "-c",
+					 "full_page_writes=off", "-c", "shared_buffers=32MB", "-c",
+					 "max_connections=60", "-c", "log_min_messages=warning", NULL});
 }
 
 void pgcluster_start(struct pgcluster *c)
@@ -251,7 +255,8 @@ void pgcluster_free(struct pgcluster *c)
 
 const char *pgcluster_url(struct pgcluster *c, const char *more)
 {
-	snprintf(c->url, sizeof(c->url), "host=%s port=%u user=postgres dbname=postgres %s", c->sock, c->port, more);
+	snprintf(c->url, sizeof(c->url), "host=%s port=%u user=postgres dbname=postgres %s", c->sock, c->port,
+		more);
 	return c->url;
 }
 
@@ -274,8 +279,9 @@ static void drop_notice(void *arg, const char *message)
 const char *pgcluster_sql(struct pgcluster *c, const char *sql)
 {
 	char url[256];
-	snprintf(url, sizeof(url), "host=%s port=%u user=postgres dbname=postgres application_name=pgcluster "
-				   "options='-c default_transaction_read_only=off'",
+	snprintf(url, sizeof(url),
+		"host=%s port=%u user=postgres dbname=postgres application_name=pgcluster "
+		"options='-c default_transaction_read_only=off'",
 		c->sock, c->port);
 	PGconn *pg = PQconnectdb(url);
 	if (PQstatus(pg) != CONNECTION_OK)
@@ -293,7 +299,7 @@ const char *pgcluster_sql(struct pgcluster *c, const char *sql)
 static bool listens(uint16_t port)
 {
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_port = htons(port) };
+	struct sockaddr_in sin = {.sin_family = AF_INET, .sin_port = htons(port)};
 	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	bool up = connect(fd, (struct sockaddr *)&sin, sizeof(sin)) == 0;
 	close(fd);
@@ -313,7 +319,7 @@ const char *pgcluster_bouncer_start(struct pgcluster *c)
 		"default_pool_size = 2\nmax_client_conn = 100\n",
 		c->sock, c->port, c->bouncer_port, users);
 	write_file(ini, text);
-	c->bouncer = spawn(c, (const char *const[]){ "pgbouncer", ini, NULL });
+	c->bouncer = spawn(c, (const char *const[]){"pgbouncer", ini, NULL});
 	int64_t end_us = sys_mono_us() + START_DEADLINE_US;
 	while (!listens(c->bouncer_port)) {
 		if (sys_mono_us() > end_us || waitpid(c->bouncer, NULL, WNOHANG) == c->bouncer)
@@ -321,7 +327,8 @@ const char *pgcluster_bouncer_start(struct pgcluster *c)
 		pause_ms(10);
 	}
 	snprintf(c->bouncer_url, sizeof(c->bouncer_url),
-		"host=127.0.0.1 port=%u user=postgres dbname=postgres password=" PGCLUSTER_PASSWORD, c->bouncer_port);
+		"host=127.0.0.1 port=%u user=postgres dbname=postgres password=" PGCLUSTER_PASSWORD,
+		c->bouncer_port);
 	return c->bouncer_url;
 }
 

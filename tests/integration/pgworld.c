@@ -22,8 +22,9 @@ void world_fini(void)
 
 void world_resolver(const char *resolv_conf, const char *hosts_file, int64_t timeout_us)
 {
-	struct fault f = { .code = 0 };
-	const struct resolver_params rp = { .resolv_conf = resolv_conf, .hosts_file = hosts_file, .timeout_us = timeout_us };
+	struct fault f = {.code = 0};
+	const struct resolver_params rp = {
+		.resolv_conf = resolv_conf, .hosts_file = hosts_file, .timeout_us = timeout_us};
 	resolver_free(world.resolver);
 	world.resolver = NULL;
 	ck_assert_msg(resolver_new(world.loop, &rp, &world.resolver, &f) == 0, "%s", f.text);
@@ -31,7 +32,7 @@ void world_resolver(const char *resolv_conf, const char *hosts_file, int64_t tim
 
 void world_open(void)
 {
-	struct fault f = { .code = 0 };
+	struct fault f = {.code = 0};
 	if (world.cluster == NULL) {
 		world.cluster = pgcluster_new();
 		ck_assert_int_eq(atexit(world_fini), 0);
@@ -83,7 +84,7 @@ static void on_state(void *arg, bool up, const struct fault *why)
 
 struct pgpool *world_pool(const char *url, unsigned size, int64_t statement_timeout_us, bool pooler)
 {
-	struct fault f = { .code = 0 };
+	struct fault f = {.code = 0};
 	struct pgpool_params p = {
 		.url = url != NULL ? url : pgcluster_url(world.cluster, ""),
 		.application_name = "pgtest",
@@ -130,7 +131,8 @@ static void on_outcome(void *arg, const struct pgtx_result *r)
 		const struct pgresult *last = &r->results[r->n - 1];
 		o->rows = pgresult_rows(last);
 		o->columns = PQnfields(last->res);
-		if (o->rows > 0 && (PQftype(last->res, 0) == 20 || PQftype(last->res, 0) == 23) && !pgresult_null(last, 0, 0))
+		if (o->rows > 0 && (PQftype(last->res, 0) == 20 || PQftype(last->res, 0) == 23) &&
+			!pgresult_null(last, 0, 0))
 			o->first = pgresult_int(last, 0, 0);
 	}
 	o->r.results = NULL;
@@ -138,7 +140,7 @@ static void on_outcome(void *arg, const struct pgtx_result *r)
 
 void world_send(struct pgtx *t, int64_t wait_us, struct outcome *o)
 {
-	*o = (struct outcome){ .calls = 0 };
+	*o = (struct outcome){.calls = 0};
 	world.sending = true;
 	int rc = pgpool_send(world.pool, t, wait_us, on_outcome, o);
 	world.sending = false;

@@ -1,6 +1,6 @@
 /*
- * pgworld - what the tests of the database pool share: a loop, a resolver, one cluster, one pool at a time, and outcomes that can be
- * awaited with a deadline.
+ * pgworld - what the tests of the database pool share: a loop, a resolver, one cluster, one pool at a time,
+ * and outcomes that can be awaited with a deadline.
  */
 #ifndef REFRESHD_TESTS_PGWORLD_H
 #define REFRESHD_TESTS_PGWORLD_H
@@ -15,8 +15,8 @@
 struct outcome {
 	unsigned calls;
 	struct pgtx_result r; /* without results */
-	int64_t first;	      /* row 0, column 0 of the last result when that is an integer */
-	int rows;	      /* of the last result */
+	int64_t first;        /* row 0, column 0 of the last result when that is an integer */
+	int rows;             /* of the last result */
 	int columns;
 	bool inside; /* the callback came from inside pgpool_send */
 };

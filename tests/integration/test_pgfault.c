@@ -1,6 +1,6 @@
 /*
- * test_pgfault - what the pool says when the database, a connection, a host or the network misbehaves, and that it
- * comes back by itself.
+ * test_pgfault - what the pool says when the database, a connection, a host or the network misbehaves, and
+ * that it comes back by itself.
  */
 #include "integration/pgworld.h"
 
@@ -17,7 +17,7 @@
 #include "base/sys.h"
 #include "unit/unit.h"
 
-#define STMT(ident, text) static const struct pgstmt ident = { #ident, text }
+#define STMT(ident, text) static const struct pgstmt ident = {#ident, text}
 
 STMT(one, "select 1");
 STMT(nap, "select 1 from pg_sleep($1)");
@@ -49,7 +49,8 @@ static void make_table(void)
 static bool naps(void *arg)
 {
 	(void)arg;
-	return atoi(pgcluster_sql(world.cluster, "select count(*) from pg_stat_activity where wait_event = 'PgSleep' and state = 'active'")) > 0;
+	return atoi(pgcluster_sql(world.cluster, "select count(*) from pg_stat_activity where wait_event = "
+						 "'PgSleep' and state = 'active'")) > 0;
 }
 
 /* ---- losing connections */
@@ -97,7 +98,8 @@ START_TEST(a_terminated_session_is_certain_about_the_rest)
 	for (int i = 0; i < 3; i++)
 		world_send1(&put, number(2 + i), 0, &behind[i]);
 	world_wait("the nap", naps, NULL);
-	pgcluster_sql(world.cluster, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgtest'");
+	pgcluster_sql(world.cluster,
+		"select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgtest'");
 	ck_assert_int_eq(world_await(&flying), PG_CLASS_CONNECTION);
 	ck_assert_str_eq(flying.r.sqlstate, "57P01");
 	for (int i = 0; i < 3; i++) /* never looked at by the dying session: run by the next one */
@@ -113,7 +115,8 @@ START_TEST(an_idle_session_that_ends_costs_nothing)
 	struct outcome o;
 	world_pool(NULL, 1, 0, false);
 	world_wait_up(1);
-	pgcluster_sql(world.cluster, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgtest'");
+	pgcluster_sql(world.cluster,
+		"select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgtest'");
 	world_wait_down();
 	ck_assert_ptr_nonnull(strstr(world.why.text, "57P01"));
 	ck_assert_int_eq(world_query(&one, NULL, &o), PG_CLASS_OK);
@@ -203,7 +206,7 @@ END_TEST
 START_TEST(the_queue_is_bounded)
 {
 	struct fault f;
-	struct pgpool_params p = { .url = "host=/nonexistent", .size = 1, .max_queued = 2 };
+	struct pgpool_params p = {.url = "host=/nonexistent", .size = 1, .max_queued = 2};
 	ck_ok(pgpool_new(world.loop, world.resolver, &p, &world.pool, &f));
 	for (int i = 0; i < 2; i++) {
 		struct pgtx *t = pgtx_new();
@@ -250,7 +253,8 @@ START_TEST(several_read_only_hosts_are_not_connected_to)
 	struct outcome o;
 	make_table();
 	pgcluster_sql(world.cluster, "alter database postgres set default_transaction_read_only = on");
-	snprintf(url, sizeof(url), "host=%s,127.0.0.1 port=%u,%u user=postgres dbname=postgres password=" PGCLUSTER_PASSWORD,
+	snprintf(url, sizeof(url),
+		"host=%s,127.0.0.1 port=%u,%u user=postgres dbname=postgres password=" PGCLUSTER_PASSWORD,
 		pgcluster_sock(world.cluster), port, port);
 	world_pool(url, 1, 0, false);
 	world_wait_down();
@@ -287,7 +291,8 @@ START_TEST(dead_hosts_and_addresses_are_passed_over)
 	write_temp(conf, "nameserver 127.0.0.1:1\n");
 	write_temp(hosts, "127.0.0.7 db.test\n127.0.0.1 db.test\n");
 	world_resolver(conf, hosts, 300 * US_PER_MS);
-	snprintf(url, sizeof(url), "postgres://postgres:" PGCLUSTER_PASSWORD "@127.0.0.1:%u,nowhere.test:%u,db.test:%u/postgres",
+	snprintf(url, sizeof(url),
+		"postgres://postgres:" PGCLUSTER_PASSWORD "@127.0.0.1:%u,nowhere.test:%u,db.test:%u/postgres",
 		pgcluster_free_port(), port, port);
 	world_pool(url, 2, US_PER_S, false);
 	world_wait_up(2);
@@ -301,7 +306,7 @@ START_TEST(a_host_that_swallows_packets_is_tried_last)
 {
 	char url[512];
 	struct outcome o;
-	struct sockaddr_in sin = { .sin_family = AF_INET };
+	struct sockaddr_in sin = {.sin_family = AF_INET};
 	socklen_t len = sizeof(sin);
 	int fd = socket(AF_INET, SOCK_STREAM, 0);
 	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -309,7 +314,8 @@ START_TEST(a_host_that_swallows_packets_is_tried_last)
 	ck_assert_int_eq(bind(fd, (struct sockaddr *)&sin, sizeof(sin)), 0);
 	ck_assert_int_eq(listen(fd, 4), 0);
 	ck_assert_int_eq(getsockname(fd, (struct sockaddr *)&sin, &len), 0);
-	snprintf(url, sizeof(url), "host=127.0.0.1,%s port=%u,%u user=postgres dbname=postgres connect_timeout=1",
+	snprintf(url, sizeof(url),
+		"host=127.0.0.1,%s port=%u,%u user=postgres dbname=postgres connect_timeout=1",
 		pgcluster_sock(world.cluster), ntohs(sin.sin_port), pgcluster_port(world.cluster));
 	world_pool(url, 1, 0, false);
 	world_wait_down();
@@ -337,7 +343,7 @@ static void on_tick(void *arg)
 START_TEST(a_silent_name_server_does_not_stall_the_loop)
 {
 	char conf[64], path[32], hosts[32];
-	struct sockaddr_in sin = { .sin_family = AF_INET };
+	struct sockaddr_in sin = {.sin_family = AF_INET};
 	socklen_t len = sizeof(sin);
 	int fd = socket(AF_INET, SOCK_DGRAM, 0); /* takes questions, never answers */
 	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -387,9 +393,11 @@ START_TEST(a_refusal_says_why_and_not_the_password)
 	unsigned port = pgcluster_port(world.cluster);
 	snprintf(url, sizeof(url), "postgres://postgres:wr0ng-S3cret@127.0.0.1:%u/postgres", port);
 	expect_refusal(url, "password authentication failed for user \"postgres\"", "wr0ng");
-	snprintf(url, sizeof(url), "host=127.0.0.1 port=%u user=postgres password=" PGCLUSTER_PASSWORD " dbname=n0where", port);
+	snprintf(url, sizeof(url),
+		"host=127.0.0.1 port=%u user=postgres password=" PGCLUSTER_PASSWORD " dbname=n0where", port);
 	expect_refusal(url, "database \"n0where\" does not exist", PGCLUSTER_PASSWORD);
-	expect_refusal(pgcluster_url(world.cluster, "user=n0body password=S3cret"), "role \"n0body\" does not exist", "S3cret");
+	expect_refusal(pgcluster_url(world.cluster, "user=n0body password=S3cret"),
+		"role \"n0body\" does not exist", "S3cret");
 }
 END_TEST
 
@@ -399,21 +407,21 @@ START_TEST(a_bad_url_is_refused_at_once)
 		const char *url;
 		const char *says;
 	} bad[] = {
-		{ "postgres://u:S3cret@[::1", "neither" },
-		{ "host=a password='S3cret", "neither" },
-		{ "host=a S3cret", "neither" },
-		{ "postgres://u:S3cret@h/db?nonsense=1", "neither" },
-		{ "host=a,b port=1,2,3 password=S3cret", "3 ports do not match 2 hosts" },
-		{ "host=a,b hostaddr=127.0.0.1 password=S3cret", "2 host names do not match 1 hostaddr" },
-		{ "host=a port=70000 password=S3cret", "port" },
-		{ "host=a port=S3cret", "port" },
-		{ "host=a connect_timeout=S3cret", "connect_timeout" },
-		{ "service=S3cret", "service" },
+		{"postgres://u:S3cret@[::1", "neither"},
+		{"host=a password='S3cret", "neither"},
+		{"host=a S3cret", "neither"},
+		{"postgres://u:S3cret@h/db?nonsense=1", "neither"},
+		{"host=a,b port=1,2,3 password=S3cret", "3 ports do not match 2 hosts"},
+		{"host=a,b hostaddr=127.0.0.1 password=S3cret", "2 host names do not match 1 hostaddr"},
+		{"host=a port=70000 password=S3cret", "port"},
+		{"host=a port=S3cret", "port"},
+		{"host=a connect_timeout=S3cret", "connect_timeout"},
+		{"service=S3cret", "service"},
 	};
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-		struct fault f = { .code = 0 };
+		struct fault f = {.code = 0};
 		struct pgpool *p = NULL;
-		struct pgpool_params pp = { .url = bad[i].url, .size = 1 };
+		struct pgpool_params pp = {.url = bad[i].url, .size = 1};
 		ck_assert_msg(pgpool_new(world.loop, world.resolver, &pp, &p, &f) < 0, "%s", bad[i].url);
 		ck_assert_ptr_null(p);
 		ck_assert_msg(strstr(f.text, bad[i].says) != NULL, "%s: %s", bad[i].url, f.text);
@@ -501,7 +509,8 @@ START_TEST(freeing_drops_what_is_in_flight)
 	pgpool_free(world.pool);
 	world.pool = NULL;
 	world_run_ms(20);
-	pgcluster_sql(world.cluster, "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgtest'");
+	pgcluster_sql(world.cluster,
+		"select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'pgtest'");
 }
 END_TEST
 

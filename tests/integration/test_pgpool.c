@@ -1,6 +1,6 @@
 /*
- * test_pgpool - the pool and its parameters against a real Postgres: types, pipelining, rollback, what of an error comes
- * through, prepared statements over schema changes, notifications, PgBouncer.
+ * test_pgpool - the pool and its parameters against a real Postgres: types, pipelining, rollback, what of an
+ * error comes through, prepared statements over schema changes, notifications, PgBouncer.
  */
 #include "integration/pgworld.h"
 
@@ -12,14 +12,15 @@
 #include "base/sys.h"
 #include "unit/unit.h"
 
-#define STMT(ident, text) static const struct pgstmt ident = { #ident, text }
+#define STMT(ident, text) static const struct pgstmt ident = {#ident, text}
 
 /* ---- types */
 
-STMT(scalars, "select $1::bool, $2::int2, $3::int4, $4::int8, $5::float8, $6::text, $7::bytea, $8::uuid, $9::timestamptz, "
+STMT(scalars, "select $1::bool, $2::int2, $3::int4, $4::int8, $5::float8, $6::text, $7::bytea, $8::uuid, "
+	      "$9::timestamptz, "
 	      "$10::jsonb, $11::text, $12::varchar, $13::json, $14::name");
 
-static const uint8_t uuid_a[16] = { 0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 2, 3, 4, 5, 6, 7, 8 };
+static const uint8_t uuid_a[16] = {0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 2, 3, 4, 5, 6, 7, 8};
 
 static unsigned type_calls;
 
@@ -86,10 +87,13 @@ START_TEST(every_type_round_trips)
 }
 END_TEST
 
-STMT(nulls, "select $1::bool is null and $2::int2 is null and $3::int4 is null and $4::int8 is null and $5::float8 is null and "
-	    "$6::text is null and $7::bytea is null and $8::uuid is null and $9::timestamptz is null and $10::jsonb is null");
+STMT(nulls, "select $1::bool is null and $2::int2 is null and $3::int4 is null and $4::int8 is null and "
+	    "$5::float8 is null and "
+	    "$6::text is null and $7::bytea is null and $8::uuid is null and $9::timestamptz is null and "
+	    "$10::jsonb is null");
 STMT(edges, "select $1::float8, $2::float8, $3::timestamptz, $4::timestamptz, $5::timestamptz, $6::bytea, "
-	    "'294276-12-31 23:59:59+00'::timestamptz, $3 = 'infinity' and $4 = '-infinity' and $5 = '1969-12-31 23:59:59.999999+00'");
+	    "'294276-12-31 23:59:59+00'::timestamptz, $3 = 'infinity' and $4 = '-infinity' and $5 = "
+	    "'1969-12-31 23:59:59.999999+00'");
 
 static void check_nulls(void *arg, const struct pgtx_result *r)
 {
@@ -143,11 +147,15 @@ START_TEST(nulls_and_edges_round_trip)
 }
 END_TEST
 
-STMT(arrays, "select $1 = array[true,null,false] and $2 = array[1,-1]::int2[] and $3 = array[2147483647] and "
-	     "$4 = array[null,9223372036854775807] and $5 = array[0.5]::float8[] and $6 = array['','NULL',null,'{,}'] and "
-	     "$7 = array['\\x00ff','\\x']::bytea[] and $8 = array['01234567-89ab-cdef-0102-030405060708']::uuid[] and "
-	     "$9 = array['infinity','2000-01-01 00:00:00+00']::timestamptz[] and $10 = array['{\"k\":1}']::jsonb[] and "
-	     "$11 = '{}'::int8[] and cardinality($12) = 0 and $13::text[] is not null and array_lower($3, 1) = 1");
+STMT(arrays,
+	"select $1 = array[true,null,false] and $2 = array[1,-1]::int2[] and $3 = array[2147483647] and "
+	"$4 = array[null,9223372036854775807] and $5 = array[0.5]::float8[] and $6 = "
+	"array['','NULL',null,'{,}'] and "
+	"$7 = array['\\x00ff','\\x']::bytea[] and $8 = array['01234567-89ab-cdef-0102-030405060708']::uuid[] "
+	"and "
+	"$9 = array['infinity','2000-01-01 00:00:00+00']::timestamptz[] and $10 = "
+	"array['{\"k\":1}']::jsonb[] and "
+	"$11 = '{}'::int8[] and cardinality($12) = 0 and $13::text[] is not null and array_lower($3, 1) = 1");
 
 static void check_true(void *arg, const struct pgtx_result *r)
 {
@@ -164,16 +172,18 @@ START_TEST(arrays_of_every_type_arrive)
 	type_calls = 0;
 	world_pool(NULL, 1, 0, false);
 	struct pgargs *a = pgargs_new();
-	pgargs_array(a, PGT_BOOL), pgargs_bool(a, true), pgargs_null(a, PGT_BOOL), pgargs_bool(a, false), pgargs_array_end(a);
+	pgargs_array(a, PGT_BOOL), pgargs_bool(a, true), pgargs_null(a, PGT_BOOL), pgargs_bool(a, false),
+		pgargs_array_end(a);
 	pgargs_array(a, PGT_I16), pgargs_i16(a, 1), pgargs_i16(a, -1), pgargs_array_end(a);
 	pgargs_array(a, PGT_I32), pgargs_i32(a, INT32_MAX), pgargs_array_end(a);
 	pgargs_array(a, PGT_I64), pgargs_null(a, PGT_I64), pgargs_i64(a, INT64_MAX), pgargs_array_end(a);
 	pgargs_array(a, PGT_F64), pgargs_f64(a, 0.5), pgargs_array_end(a);
-	pgargs_array(a, PGT_TEXT), pgargs_text(a, ""), pgargs_text(a, "NULL"), pgargs_text(a, NULL), pgargs_text(a, "{,}"),
-		pgargs_array_end(a);
+	pgargs_array(a, PGT_TEXT), pgargs_text(a, ""), pgargs_text(a, "NULL"), pgargs_text(a, NULL),
+		pgargs_text(a, "{,}"), pgargs_array_end(a);
 	pgargs_array(a, PGT_BYTES), pgargs_bytes(a, "\0\377", 2), pgargs_bytes(a, "", 0), pgargs_array_end(a);
 	pgargs_array(a, PGT_UUID), pgargs_uuid(a, uuid_a), pgargs_array_end(a);
-	pgargs_array(a, PGT_TIME), pgargs_time(a, INT64_MAX), pgargs_time(a, 946684800000000), pgargs_array_end(a);
+	pgargs_array(a, PGT_TIME), pgargs_time(a, INT64_MAX), pgargs_time(a, 946684800000000),
+		pgargs_array_end(a);
 	pgargs_array(a, PGT_JSONB), pgargs_jsonb(a, "{\"k\":1}"), pgargs_array_end(a);
 	pgargs_array(a, PGT_I64), pgargs_array_end(a);
 	pgargs_array(a, PGT_TEXT), pgargs_array_end(a);
@@ -185,7 +195,8 @@ START_TEST(arrays_of_every_type_arrive)
 }
 END_TEST
 
-STMT(unnested, "select coalesce(sum(length(b)), 0)::int8 + count(*) filter (where n is null) from unnest($1::int8[], $2::bytea[]) "
+STMT(unnested, "select coalesce(sum(length(b)), 0)::int8 + count(*) filter (where n is null) from "
+	       "unnest($1::int8[], $2::bytea[]) "
 	       "as u(n, b) where $3 = 'kept'");
 
 START_TEST(a_large_batch_survives_growth)
@@ -225,8 +236,9 @@ static struct pgargs *int_args(int64_t v)
 
 static void make_table(void)
 {
-	pgcluster_sql(world.cluster, "drop table if exists t; create table t (n int8, pid int, s text constraint s_short "
-				     "check (length(s) < 10), constraint t_n_key unique (n) deferrable initially immediate)");
+	pgcluster_sql(world.cluster,
+		"drop table if exists t; create table t (n int8, pid int, s text constraint s_short "
+		"check (length(s) < 10), constraint t_n_key unique (n) deferrable initially immediate)");
 }
 
 static bool all_called(void *arg)
@@ -361,6 +373,39 @@ START_TEST(a_failing_prepare_fails_only_its_own_transaction)
 }
 END_TEST
 
+STMT(nap, "select 1 from pg_sleep(0.05)");
+
+START_TEST(a_second_try_does_not_rely_on_others)
+{
+	struct outcome bad[2], good, rest[6];
+	make_table();
+	world_pool(NULL, 1, 0, false);
+	world_wait_up(1);
+	/* The first prepares count_t in vain, the second trusts it; the second's second try comes behind the
+	 * last, which waits for room in the pipeline and then prepares count_t in vain again. */
+	for (int i = 0; i < 2; i++) {
+		struct pgtx *t = pgtx_new();
+		pgtx_add(t, &divide, int_args(0));
+		pgtx_add(t, &count_t, NULL);
+		world_send(t, 0, &bad[i]);
+		if (i == 1)
+			break;
+		t = pgtx_new();
+		pgtx_add(t, &nap, NULL);
+		pgtx_add(t, &count_t, NULL);
+		world_send(t, 0, &good);
+		for (int k = 0; k < 6; k++)
+			world_send1(&nap, NULL, 0, &rest[k]);
+	}
+	ck_assert_int_eq(world_await(&bad[0]), PG_CLASS_BUG);
+	ck_assert_msg(world_await(&good) == PG_CLASS_OK, "%s", good.r.sqlstate);
+	ck_assert_int_eq(world_await(&bad[1]), PG_CLASS_BUG);
+	ck_assert_str_eq(bad[1].r.sqlstate, "22012");
+	for (int k = 0; k < 6; k++)
+		ck_assert_int_eq(world_await(&rest[k]), PG_CLASS_OK);
+}
+END_TEST
+
 START_TEST(a_forgotten_statement_is_prepared_again)
 {
 	struct outcome all[3], o;
@@ -380,7 +425,8 @@ STMT(star, "select * from shape");
 START_TEST(a_schema_change_replans)
 {
 	struct outcome all[3], o;
-	pgcluster_sql(world.cluster, "drop table if exists shape; create table shape (a int8); insert into shape values (5)");
+	pgcluster_sql(world.cluster,
+		"drop table if exists shape; create table shape (a int8); insert into shape values (5)");
 	world_pool(NULL, 1, 0, false);
 	ck_assert_int_eq(world_query(&star, NULL, &o), PG_CLASS_OK);
 	ck_assert_int_eq(o.columns, 1);
@@ -433,7 +479,8 @@ START_TEST(notifications_arrive_also_after_a_reconnection)
 	ck_assert_str_eq(last_payload, "first");
 	pgpool_listen(world.pool, "later", on_payload, NULL);
 	world_wait("the second LISTEN", missed_is, &two);
-	pgcluster_sql(world.cluster, "select pg_terminate_backend(pid) from pg_stat_activity where query like 'LISTEN%'");
+	pgcluster_sql(world.cluster,
+		"select pg_terminate_backend(pid) from pg_stat_activity where query like 'LISTEN%'");
 	unsigned four = 4;
 	world_wait("both again", missed_is, &four);
 	pgcluster_sql(world.cluster, "notify later, 'second'; notify \"Odd \"\"name\", 'third'");
@@ -483,10 +530,13 @@ END_TEST
 
 /* ---- settings of the session */
 
-STMT(settings, "select (current_setting('statement_timeout') = '7s' and current_setting('lock_timeout') = '3500ms' and "
-	       "current_setting('idle_in_transaction_session_timeout') = '8s' and current_setting('timezone') = 'UTC' and "
-	       "current_setting('client_encoding') = 'UTF8' and current_setting('application_name') = 'pgtest' and "
-	       "current_setting('work_mem') = '3MB')::int");
+STMT(settings,
+	"select (current_setting('statement_timeout') = '7s' and current_setting('lock_timeout') = '3500ms' "
+	"and "
+	"current_setting('idle_in_transaction_session_timeout') = '8s' and current_setting('timezone') = "
+	"'UTC' and "
+	"current_setting('client_encoding') = 'UTF8' and current_setting('application_name') = 'pgtest' and "
+	"current_setting('work_mem') = '3MB')::int");
 
 START_TEST(the_session_is_bounded)
 {
@@ -512,6 +562,7 @@ Suite *unit_suite(void)
 	unit_add(tc, an_error_names_the_constraint_and_no_value);
 	unit_add(tc, an_error_at_commit_is_not_a_commit);
 	unit_add(tc, a_failing_prepare_fails_only_its_own_transaction);
+	unit_add(tc, a_second_try_does_not_rely_on_others);
 	unit_add(tc, a_forgotten_statement_is_prepared_again);
 	unit_add(tc, a_schema_change_replans);
 	unit_add(tc, notifications_arrive_also_after_a_reconnection);
