@@ -1,8 +1,9 @@
 /*
  * clientauth - puts one proof of who we are into a request, and only one.
  *
- * The method is the client's own setting; the provider only tells how basic is encoded. Nothing here tries a second method:
- * a probe with a live refresh token could use the token up. Secrets pass through secret buffers and the sink only.
+ * The method is the client's own setting; the provider only tells how basic is encoded. Nothing here tries a
+ * second method: a probe with a live refresh token could use the token up. Secrets pass through secret
+ * buffers and the sink only.
  */
 #include "model/clientauth.h"
 
@@ -22,8 +23,8 @@
 static int need_secret(const struct client *c, struct fault *f)
 {
 	if (c->secret.len == 0)
-		return fault_set(f, ST_INVALID, "client %s for %s has no secret, which %s needs", c->application, c->provider,
-			client_auth_word(c->auth));
+		return fault_set(f, ST_INVALID, "client %s for %s has no secret, which %s needs",
+			c->application, c->provider, client_auth_word(c->auth));
 	return 0;
 }
 
@@ -36,11 +37,13 @@ static int put_basic_pair(const struct client *c, bool raw, struct buf *pair)
 	if (rc == 0)
 		rc = buf_putc(pair, ':');
 	if (rc == 0)
-		rc = raw ? buf_append(pair, secret, c->secret.len) : str_form_encode(pair, secret, c->secret.len);
+		rc = raw ? buf_append(pair, secret, c->secret.len)
+			 : str_form_encode(pair, secret, c->secret.len);
 	return rc;
 }
 
-static int apply_basic(const struct provider *p, const struct client *c, const struct clientauth_sink *sink, struct fault *f)
+static int apply_basic(
+	const struct provider *p, const struct client *c, const struct clientauth_sink *sink, struct fault *f)
 {
 	struct buf pair = BUF_INIT_SECRET(SECRET_MAX), value = BUF_INIT_SECRET(SECRET_MAX * 2);
 
@@ -49,8 +52,8 @@ static int apply_basic(const struct provider *p, const struct client *c, const s
 		return rc;
 	/* Unencoded, the first colon would end the id somewhere else. */
 	if (p->basic_raw && strchr(c->client_id, ':') != NULL)
-		return fault_set(f, ST_INVALID, "client %s for %s: an id with ':' cannot be sent unencoded", c->application,
-			c->provider);
+		return fault_set(f, ST_INVALID, "client %s for %s: an id with ':' cannot be sent unencoded",
+			c->application, c->provider);
 
 	rc = put_basic_pair(c, p->basic_raw, &pair);
 	if (rc == 0)
@@ -81,7 +84,8 @@ static int apply_post(const struct client *c, const struct clientauth_sink *sink
 	return rc;
 }
 
-static int apply_jwt(const struct client *c, const char *audience, const struct clientauth_sink *sink, struct fault *f)
+static int apply_jwt(
+	const struct client *c, const char *audience, const struct clientauth_sink *sink, struct fault *f)
 {
 	struct buf jwt = BUF_INIT_SECRET(ASSERTION_MAX);
 
@@ -111,7 +115,8 @@ int clientauth_apply(const struct provider *p, const struct client *c, const cha
 	case CLIENT_AUTH_NONE:
 		return put_client_id(c, sink);
 	}
-	return fault_set(f, ST_INVALID, "client %s for %s: unknown authentication method", c->application, c->provider);
+	return fault_set(f, ST_INVALID, "client %s for %s: unknown authentication method", c->application,
+		c->provider);
 }
 
 static const char *alg_word(enum sign_alg alg)
@@ -193,7 +198,8 @@ int clientauth_assertion(const struct client *c, const char *audience, struct bu
 	struct buf jwt = BUF_INIT_SECRET(ASSERTION_MAX);
 
 	if (c->signer == NULL)
-		return fault_set(f, ST_INVALID, "client %s for %s has no private key, which private_key_jwt needs", c->application,
+		return fault_set(f, ST_INVALID,
+			"client %s for %s has no private key, which private_key_jwt needs", c->application,
 			c->provider);
 	int rc = put_header(c, &jwt);
 	if (rc == 0)
@@ -206,7 +212,7 @@ int clientauth_assertion(const struct client *c, const char *audience, struct bu
 		rc = buf_append(out, jwt.data, jwt.len);
 	buf_fini(&jwt);
 	if (rc < 0)
-		return fault_set(f, rc, "client %s for %s: the assertion cannot be made: %s", c->application, c->provider,
-			status_text(rc));
+		return fault_set(f, rc, "client %s for %s: the assertion cannot be made: %s", c->application,
+			c->provider, status_text(rc));
 	return 0;
 }

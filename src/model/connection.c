@@ -127,7 +127,7 @@ int reason_parse(const char *s, enum reason *out)
 static void put_part(struct buf *b, const char *part)
 {
 	size_t n = strlen(part);
-	const uint8_t len[4] = { (uint8_t)(n >> 24), (uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n };
+	const uint8_t len[4] = {(uint8_t)(n >> 24), (uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n};
 
 	/* conn_key_check comes first everywhere, so a part that does not fit is a fault of ours. */
 	ALWAYS(buf_append(b, len, sizeof(len)) == 0);
@@ -181,7 +181,8 @@ static int check_name_part(const char *name, const char *s, struct fault *f)
 	if (n > NAME_PART_MAX)
 		return fault_set(f, ST_INVALID, "%s is longer than %d bytes", name, NAME_PART_MAX);
 	if (strchr(first, s[0]) == NULL || strspn(s, rest) != n)
-		return fault_set(f, ST_INVALID, "%s must be a-z, 0-9, '_' or '-', and start with a letter or digit", name);
+		return fault_set(f, ST_INVALID,
+			"%s must be a-z, 0-9, '_' or '-', and start with a letter or digit", name);
 	return 0;
 }
 
@@ -197,7 +198,10 @@ int conn_key_check(const struct conn_key *k, struct fault *f)
 	return rc;
 }
 
-#define TO(s, h, e) { .state = (s), .health = (h), .event = (e) }
+#define TO(s, h, e)                                                                                          \
+	{                                                                                                    \
+		.state = (s), .health = (h), .event = (e)                                                    \
+	}
 #define WELL(e) TO(CONN_CALLABLE, HEALTH_OK, e)
 #define PENDING(e) TO(CONN_CALLABLE, HEALTH_PENDING, e)
 #define DEAD(e) TO(CONN_INVALID, HEALTH_NEEDS_AUTH, e)
@@ -208,40 +212,69 @@ int conn_key_check(const struct conn_key *k, struct fault *f)
 static const struct conn_rule rules[] = {
 	{ HEALTH_OK, CE_IMPORTED, WELL(EVENT_NONE),
 	  "newer tokens for a connection that works; the importer tells created from updated" },
-	{ HEALTH_OK, CE_REFRESHED, WELL(EVENT_NONE), "the ordinary case is silent" },
-	{ HEALTH_OK, CE_FAILED, PENDING(EVENT_REFRESH_PENDING), "the first failure is told once; the tokens are kept and retried" },
-	{ HEALTH_OK, CE_DEAD, DEAD(EVENT_REFRESH_FAILED), "a grant that is dead at the first try skips pending, which is for what may recover" },
+	{ HEALTH_OK, CE_REFRESHED, WELL(EVENT_NONE),
+	  "the ordinary case is silent" },
+	{ HEALTH_OK, CE_FAILED, PENDING(EVENT_REFRESH_PENDING),
+	  "the first failure is told once; the tokens are kept and retried" },
+	{ HEALTH_OK, CE_DEAD, DEAD(EVENT_REFRESH_FAILED),
+	  "a grant that is dead at the first try skips pending, which is for what may recover" },
 	{ HEALTH_OK, CE_SETTINGS_MISSING, UNSET(EVENT_UPDATED),
-	  "the state changes and no narrower event names it, so a receiver that mirrors states hears updated; it is no failed refresh, for nothing was sent" },
-	{ HEALTH_OK, CE_REVOKED, REVOKED(EVENT_REVOKED), "its owner took the grant back" },
+	  "the state changes and no narrower event names it, so a receiver that mirrors states hears "
+	  "updated; it is no failed refresh, for nothing was sent" },
+	{ HEALTH_OK, CE_REVOKED, REVOKED(EVENT_REVOKED),
+	  "its owner took the grant back" },
 
-	{ HEALTH_PENDING, CE_IMPORTED, WELL(EVENT_REFRESH_RECOVERED), "new tokens end the failure cycle that a receiver was told of" },
-	{ HEALTH_PENDING, CE_REFRESHED, WELL(EVENT_REFRESH_RECOVERED), "a success ends the cycle" },
-	{ HEALTH_PENDING, CE_FAILED, PENDING(EVENT_NONE), "pending is told once in a cycle" },
-	{ HEALTH_PENDING, CE_DEAD, DEAD(EVENT_REFRESH_FAILED), "the grant is dead or the retry window is over" },
-	{ HEALTH_PENDING, CE_SETTINGS_MISSING, UNSET(EVENT_UPDATED), "the missing setting is what a person has to see; retrying cannot help" },
-	{ HEALTH_PENDING, CE_REVOKED, REVOKED(EVENT_REVOKED), "its owner took the grant back" },
+	{ HEALTH_PENDING, CE_IMPORTED, WELL(EVENT_REFRESH_RECOVERED),
+	  "new tokens end the failure cycle that a receiver was told of" },
+	{ HEALTH_PENDING, CE_REFRESHED, WELL(EVENT_REFRESH_RECOVERED),
+	  "a success ends the cycle" },
+	{ HEALTH_PENDING, CE_FAILED, PENDING(EVENT_NONE),
+	  "pending is told once in a cycle" },
+	{ HEALTH_PENDING, CE_DEAD, DEAD(EVENT_REFRESH_FAILED),
+	  "the grant is dead or the retry window is over" },
+	{ HEALTH_PENDING, CE_SETTINGS_MISSING, UNSET(EVENT_UPDATED),
+	  "the missing setting is what a person has to see; retrying cannot help" },
+	{ HEALTH_PENDING, CE_REVOKED, REVOKED(EVENT_REVOKED),
+	  "its owner took the grant back" },
 
-	{ HEALTH_NEEDS_AUTH, CE_IMPORTED, WELL(EVENT_CALLABLE), "a person logged in again" },
-	{ HEALTH_NEEDS_AUTH, CE_REFRESHED, WELL(EVENT_REFRESH_RECOVERED), "a refresh by hand proved the grant alive after all" },
-	{ HEALTH_NEEDS_AUTH, CE_FAILED, DEAD(EVENT_NONE), "a failed try by hand proves nothing new" },
-	{ HEALTH_NEEDS_AUTH, CE_DEAD, DEAD(EVENT_NONE), "dead is told once" },
-	{ HEALTH_NEEDS_AUTH, CE_SETTINGS_MISSING, DEAD(EVENT_NONE), "a setting does not bring back a dead grant" },
-	{ HEALTH_NEEDS_AUTH, CE_REVOKED, REVOKED(EVENT_REVOKED), "revoking is its owner's word and stronger than our finding" },
+	{ HEALTH_NEEDS_AUTH, CE_IMPORTED, WELL(EVENT_CALLABLE),
+	  "a person logged in again" },
+	{ HEALTH_NEEDS_AUTH, CE_REFRESHED, WELL(EVENT_REFRESH_RECOVERED),
+	  "a refresh by hand proved the grant alive after all" },
+	{ HEALTH_NEEDS_AUTH, CE_FAILED, DEAD(EVENT_NONE),
+	  "a failed try by hand proves nothing new" },
+	{ HEALTH_NEEDS_AUTH, CE_DEAD, DEAD(EVENT_NONE),
+	  "dead is told once" },
+	{ HEALTH_NEEDS_AUTH, CE_SETTINGS_MISSING, DEAD(EVENT_NONE),
+	  "a setting does not bring back a dead grant" },
+	{ HEALTH_NEEDS_AUTH, CE_REVOKED, REVOKED(EVENT_REVOKED),
+	  "revoking is its owner's word and stronger than our finding" },
 
-	{ HEALTH_MISSING_SETTINGS, CE_IMPORTED, WELL(EVENT_CALLABLE), "an import brings its settings; a refresh that still misses one says so again" },
-	{ HEALTH_MISSING_SETTINGS, CE_REFRESHED, WELL(EVENT_CALLABLE), "the settings are there now" },
-	{ HEALTH_MISSING_SETTINGS, CE_FAILED, PENDING(EVENT_REFRESH_PENDING), "a request was built, so the settings are there: the first failure of a new cycle" },
-	{ HEALTH_MISSING_SETTINGS, CE_DEAD, DEAD(EVENT_REFRESH_FAILED), "the settings are there now and the grant is dead" },
-	{ HEALTH_MISSING_SETTINGS, CE_SETTINGS_MISSING, UNSET(EVENT_NONE), "told already" },
-	{ HEALTH_MISSING_SETTINGS, CE_REVOKED, REVOKED(EVENT_REVOKED), "its owner took the grant back" },
+	{ HEALTH_MISSING_SETTINGS, CE_IMPORTED, WELL(EVENT_CALLABLE),
+	  "an import brings its settings; a refresh that still misses one says so again" },
+	{ HEALTH_MISSING_SETTINGS, CE_REFRESHED, WELL(EVENT_CALLABLE),
+	  "the settings are there now" },
+	{ HEALTH_MISSING_SETTINGS, CE_FAILED, PENDING(EVENT_REFRESH_PENDING),
+	  "a request was built, so the settings are there: the first failure of a new cycle" },
+	{ HEALTH_MISSING_SETTINGS, CE_DEAD, DEAD(EVENT_REFRESH_FAILED),
+	  "the settings are there now and the grant is dead" },
+	{ HEALTH_MISSING_SETTINGS, CE_SETTINGS_MISSING, UNSET(EVENT_NONE),
+	  "told already" },
+	{ HEALTH_MISSING_SETTINGS, CE_REVOKED, REVOKED(EVENT_REVOKED),
+	  "its owner took the grant back" },
 
-	{ HEALTH_REVOKED, CE_IMPORTED, WELL(EVENT_CALLABLE), "its owner connected again" },
-	{ HEALTH_REVOKED, CE_REFRESHED, REVOKED(EVENT_NONE), "a late success does not undo its owner's word" },
-	{ HEALTH_REVOKED, CE_FAILED, REVOKED(EVENT_NONE), "nothing is expected to work" },
-	{ HEALTH_REVOKED, CE_DEAD, REVOKED(EVENT_NONE), "a revoked grant is dead by design" },
-	{ HEALTH_REVOKED, CE_SETTINGS_MISSING, REVOKED(EVENT_NONE), "a setting does not bring back a revoked grant" },
-	{ HEALTH_REVOKED, CE_REVOKED, REVOKED(EVENT_NONE), "told already" },
+	{ HEALTH_REVOKED, CE_IMPORTED, WELL(EVENT_CALLABLE),
+	  "its owner connected again" },
+	{ HEALTH_REVOKED, CE_REFRESHED, REVOKED(EVENT_NONE),
+	  "a late success does not undo its owner's word" },
+	{ HEALTH_REVOKED, CE_FAILED, REVOKED(EVENT_NONE),
+	  "nothing is expected to work" },
+	{ HEALTH_REVOKED, CE_DEAD, REVOKED(EVENT_NONE),
+	  "a revoked grant is dead by design" },
+	{ HEALTH_REVOKED, CE_SETTINGS_MISSING, REVOKED(EVENT_NONE),
+	  "a setting does not bring back a revoked grant" },
+	{ HEALTH_REVOKED, CE_REVOKED, REVOKED(EVENT_NONE),
+	  "told already" },
 };
 /* clang-format on */
 
@@ -265,7 +298,7 @@ struct conn_change connection_apply(enum conn_state state, enum conn_health heal
 
 	/* Without credentials there is nothing that could fail or be revoked. */
 	if (!has_tokens && !brings_tokens)
-		return (struct conn_change){ .state = state, .health = health, .event = EVENT_NONE };
+		return (struct conn_change){.state = state, .health = health, .event = EVENT_NONE};
 
 	const struct conn_rule *r = rule_for(health, ev);
 	ALWAYS(r != NULL);

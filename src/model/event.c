@@ -1,9 +1,9 @@
 /*
  * event - webhook bodies and their signatures.
  *
- * Bodies are written field by field, in sorted key order, from structs that have no room for a secret. It must
- * never copy a stored row or a reply into a body. A body is built once and stored or signed as those bytes: whoever
- * parses and prints it again breaks the signature.
+ * Bodies are written field by field, in sorted key order, from structs that have no room for a secret. It
+ * must never copy a stored row or a reply into a body. A body is built once and stored or signed as those
+ * bytes: whoever parses and prints it again breaks the signature.
  */
 #include "model/event.h"
 
@@ -139,7 +139,8 @@ int event_entity_build(const struct event_entity *e, struct buf *out)
 	return deliver(&w, &built, out);
 }
 
-int event_provider_entity_build(const char *provider, const char *name, const char *application_id, struct buf *out)
+int event_provider_entity_build(
+	const char *provider, const char *name, const char *application_id, struct buf *out)
 {
 	struct buf built = BUF_INIT(BODY_MAX);
 	struct jsonw w;
@@ -187,23 +188,26 @@ static int decode_key(const char *s, size_t n, struct buf *key, struct fault *f)
 
 	if (n < prefix || memcmp(s, SECRET_PREFIX, prefix) != 0) {
 		if (n < SECRET_TEXT_MIN)
-			return fault_set(f, ST_INVALID, "the webhook secret has %zu bytes, fewer than %d", n, SECRET_TEXT_MIN);
+			return fault_set(f, ST_INVALID, "the webhook secret has %zu bytes, fewer than %d", n,
+				SECRET_TEXT_MIN);
 		return buf_set(key, s, n);
 	}
 	if (base64_decode(key, s + prefix, n - prefix) < 0)
 		return fault_set(f, ST_SYNTAX, "the webhook secret is not base64 after " SECRET_PREFIX);
 	if (key->len < SECRET_KEY_MIN || key->len > SECRET_KEY_MAX)
-		return fault_set(f, ST_INVALID, "the webhook secret decodes to %zu bytes, not %d to %d", key->len,
-			SECRET_KEY_MIN, SECRET_KEY_MAX);
+		return fault_set(f, ST_INVALID, "the webhook secret decodes to %zu bytes, not %d to %d",
+			key->len, SECRET_KEY_MIN, SECRET_KEY_MAX);
 	return 0;
 }
 
 int event_secret_parse(const char *s, size_t n, struct event_secret *out, struct fault *f)
 {
-	struct event_secret made = { .text = BUF_INIT_SECRET(SECRET_TEXT_MAX), .key = BUF_INIT_SECRET(SECRET_TEXT_MAX) };
+	struct event_secret made = {
+		.text = BUF_INIT_SECRET(SECRET_TEXT_MAX), .key = BUF_INIT_SECRET(SECRET_TEXT_MAX)};
 
 	if (n > SECRET_TEXT_MAX)
-		return fault_set(f, ST_INVALID, "the webhook secret is longer than %d bytes", SECRET_TEXT_MAX);
+		return fault_set(
+			f, ST_INVALID, "the webhook secret is longer than %d bytes", SECRET_TEXT_MAX);
 	/* A line end that came along from a file would make a key that no receiver has. */
 	if (str_has_ctl(s, n))
 		return fault_set(f, ST_INVALID, "the webhook secret holds a control character");
@@ -241,7 +245,8 @@ int event_secret_new(struct buf *out)
 }
 
 /* What the signature covers: id.timestamp.body; a dot inside the id would make two readings of it. */
-static int put_signed_text(struct buf *b, const char *id, int64_t timestamp_s, const void *body, size_t body_len)
+static int put_signed_text(
+	struct buf *b, const char *id, int64_t timestamp_s, const void *body, size_t body_len)
 {
 	if (id[0] == '\0' || strchr(id, '.') != NULL)
 		return ST_INVALID;
@@ -271,8 +276,8 @@ static int put_ed25519(struct buf *sigs, struct signer *signer, const struct buf
 	return rc;
 }
 
-int event_sign_standard(const struct event_secret *const *secrets, size_t n, struct signer *ed25519_or_null, const char *id,
-	int64_t timestamp_s, const void *body, size_t body_len, struct buf *out)
+int event_sign_standard(const struct event_secret *const *secrets, size_t n, struct signer *ed25519_or_null,
+	const char *id, int64_t timestamp_s, const void *body, size_t body_len, struct buf *out)
 {
 	struct buf text = BUF_INIT(BODY_MAX * 2), sigs = BUF_INIT(BODY_MAX);
 

@@ -1,9 +1,10 @@
 /*
  * grant - builds the one request of a refresh: URL, headers, body.
  *
- * All parameters are gathered first, by name, and written once at the end in the provider's format: so none is
- * ever sent twice (RFC 6749 3.2) and a rename or an omission works the same for form, JSON and query. The refresh token is
- * passed through byte for byte. Everything gathered is secret and wiped; a fault names parameters, never values.
+ * All parameters are gathered first, by name, and written once at the end in the provider's format: so none
+ * is ever sent twice (RFC 6749 3.2) and a rename or an omission works the same for form, JSON and query. The
+ * refresh token is passed through byte for byte. Everything gathered is secret and wiped; a fault names
+ * parameters, never values.
  */
 #include "model/grant.h"
 
@@ -33,7 +34,9 @@ struct builder {
 
 static int too_long(struct builder *b, int rc, const char *what)
 {
-	return rc < 0 ? fault_set(b->f, rc, "provider %s: %s: %s", b->in->provider->key, what, status_text(rc)) : 0;
+	return rc < 0 ? fault_set(
+				b->f, rc, "provider %s: %s: %s", b->in->provider->key, what, status_text(rc))
+		      : 0;
 }
 
 static struct param *find_param(struct builder *b, const char *name)
@@ -47,7 +50,8 @@ static struct param *find_param(struct builder *b, const char *name)
 static int new_param(struct builder *b, const char *name, struct param **out)
 {
 	if (b->n_params == MAX_PARAMS)
-		return fault_set(b->f, ST_FULL, "provider %s: more than %d parameters", b->in->provider->key, MAX_PARAMS);
+		return fault_set(b->f, ST_FULL, "provider %s: more than %d parameters", b->in->provider->key,
+			MAX_PARAMS);
 	struct param *p = &b->params[b->n_params++];
 	p->name = name;
 	buf_init_secret(&p->value, MAX_VALUE);
@@ -74,7 +78,8 @@ static int add_standard(struct builder *b, const char *name, const char *value, 
 		return 0;
 	const char *wire = wire_name(p, name);
 	if (find_param(b, wire) != NULL)
-		return fault_set(b->f, ST_INVALID, "provider %s: parameter \"%s\" would be sent twice", p->key, wire);
+		return fault_set(
+			b->f, ST_INVALID, "provider %s: parameter \"%s\" would be sent twice", p->key, wire);
 	int rc = new_param(b, wire, &param);
 	return rc == 0 ? too_long(b, buf_append(&param->value, value, n), wire) : rc;
 }
@@ -102,7 +107,8 @@ static int add_configured(struct builder *b, const struct named_template *t)
 static int add_scope(struct builder *b, const char *scope)
 {
 	const struct provider *p = b->in->provider;
-	const char *separator = p->scope_separator == NULL || p->scope_separator[0] == '\0' ? " " : p->scope_separator;
+	const char *separator =
+		p->scope_separator == NULL || p->scope_separator[0] == '\0' ? " " : p->scope_separator;
 	struct buf joined = BUF_INIT_SECRET(MAX_VALUE);
 	int rc = 0;
 
@@ -150,8 +156,8 @@ static bool header_is_set(const struct builder *b, const char *name)
 /* Headers that decide where a request ends or goes belong to the transport. */
 static bool header_is_framing(const char *name)
 {
-	static const char *const words[] = { "Host", "Content-Length", "Transfer-Encoding", "Connection", "Expect", "TE",
-		"Upgrade", "Trailer" };
+	static const char *const words[] = {"Host", "Content-Length", "Transfer-Encoding", "Connection",
+		"Expect", "TE", "Upgrade", "Trailer"};
 
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
 		if (str_eq_nocase(name, strlen(name), words[i]))
@@ -161,7 +167,8 @@ static bool header_is_framing(const char *name)
 
 static bool header_name_ok(const char *name)
 {
-	static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+	static const char token[] =
+		"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
 	size_t n = strlen(name);
 
 	return n > 0 && strspn(name, token) == n;
@@ -174,12 +181,14 @@ static int add_header(struct builder *b, const char *name, const char *value, si
 	if (!header_name_ok(name) || header_is_framing(name))
 		return fault_set(b->f, ST_INVALID, "provider %s: header \"%s\" cannot be set", key, name);
 	if (header_is_set(b, name))
-		return fault_set(b->f, ST_INVALID, "provider %s: header \"%s\" would be sent twice", key, name);
+		return fault_set(
+			b->f, ST_INVALID, "provider %s: header \"%s\" would be sent twice", key, name);
 	if (b->req.n_headers == GRANT_MAX_HEADERS)
 		return fault_set(b->f, ST_FULL, "provider %s: more than %d headers", key, GRANT_MAX_HEADERS);
 	/* A line end in a value would start a header of its own. */
 	if (str_has_ctl(value, n))
-		return fault_set(b->f, ST_INVALID, "provider %s: header \"%s\" would hold a control character", key, name);
+		return fault_set(b->f, ST_INVALID,
+			"provider %s: header \"%s\" would hold a control character", key, name);
 
 	size_t i = b->req.n_headers++;
 	b->req.headers[i].name = mem_strdup(name);
@@ -223,7 +232,7 @@ static int on_auth_header(void *arg, const char *name, const char *value, size_t
 static int add_client_auth(struct builder *b)
 {
 	const struct provider *p = b->in->provider;
-	struct clientauth_sink sink = { .param = on_auth_param, .header = on_auth_header, .arg = b };
+	struct clientauth_sink sink = {.param = on_auth_param, .header = on_auth_header, .arg = b};
 	const char *audience = p->audience == NULL ? buf_str(&b->req.url) : p->audience;
 
 	return clientauth_apply(p, b->in->client, audience, &sink, b->f);
@@ -257,7 +266,8 @@ static int write_json(struct builder *b, struct buf *out)
 	jsonw_object(&w, NULL);
 	for (size_t i = 0; i < b->n_params; i++)
 		if (b->params[i].value.len > 0)
-			jsonw_strn(&w, b->params[i].name, buf_str(&b->params[i].value), b->params[i].value.len);
+			jsonw_strn(
+				&w, b->params[i].name, buf_str(&b->params[i].value), b->params[i].value.len);
 	jsonw_object_end(&w);
 	return jsonw_end(&w);
 }
@@ -285,8 +295,9 @@ static int write_query(struct builder *b)
 
 	for (size_t i = 0; query != NULL && i < b->n_params; i++)
 		if (b->params[i].value.len > 0 && query_has(query + 1, b->params[i].name))
-			return fault_set(b->f, ST_INVALID, "provider %s: parameter \"%s\" is in the URL already",
-				b->in->provider->key, b->params[i].name);
+			return fault_set(b->f, ST_INVALID,
+				"provider %s: parameter \"%s\" is in the URL already", b->in->provider->key,
+				b->params[i].name);
 	if (query == NULL && buf_putc(url, '?') < 0)
 		return too_long(b, ST_FULL, "the URL");
 	return too_long(b, write_form(b, url), "the URL");
@@ -308,7 +319,8 @@ static int add_default_headers(struct builder *b)
 
 	if (rc == 0 && b->req.post)
 		rc = add_default_header(b, "Content-Type",
-			b->in->provider->body_format == BODY_JSON ? "application/json" : "application/x-www-form-urlencoded");
+			b->in->provider->body_format == BODY_JSON ? "application/json"
+								  : "application/x-www-form-urlencoded");
 	return rc;
 }
 
@@ -335,7 +347,7 @@ static int build(struct builder *b)
 
 int grant_build(const struct grant_input *in, struct grant_request *out, struct fault *f)
 {
-	struct builder b = { .in = in, .f = f };
+	struct builder b = {.in = in, .f = f};
 
 	b.req.post = !in->provider->method_get;
 	buf_init_secret(&b.req.url, MAX_BYTES);

@@ -1,10 +1,10 @@
 /*
  * grant_parse - strict reading of replies on top of json-c.
  *
- * json-c takes more than JSON (quotes of either kind, NaN, control bytes, a name twice: the last one wins), and which of two
- * tokens is meant must never be a guess. So the bytes are scanned first and the tree is checked after. json-c knows no
- * secrets: its one growing buffer is made large enough before the first byte, so that it leaves no copies behind,
- * and is wiped, as is every string of the tree.
+ * json-c takes more than JSON (quotes of either kind, NaN, control bytes, a name twice: the last one wins),
+ * and which of two tokens is meant must never be a guess. So the bytes are scanned first and the tree is
+ * checked after. json-c knows no secrets: its one growing buffer is made large enough before the first byte,
+ * so that it leaves no copies behind, and is wiped, as is every string of the tree.
  */
 #include "model/grant_parse.h"
 
@@ -47,7 +47,8 @@ static bool scan(const char *s, size_t n, size_t *members)
 			if (c < 0x20)
 				return false;
 			if (c == '\\') {
-				/* A NUL would end a name or a word early for whoever reads it as a C string. */
+				/* A NUL would end a name or a word early for whoever reads it as a C string.
+				 */
 				if (n - i > 5 && memcmp(s + i, "\\u0000", 6) == 0)
 					return false;
 				i++;
@@ -63,7 +64,8 @@ static bool scan(const char *s, size_t n, size_t *members)
 	return true;
 }
 
-/* Counts the members that are left in the tree; false for a number that is none. Depth is bounded by the parser. */
+/* Counts the members that are left in the tree; false for a number that is none. Depth is bounded by the
+ * parser. */
 static bool check_tree(struct json_object *o, size_t *members)
 {
 	switch (json_object_get_type(o)) {
@@ -131,7 +133,8 @@ static struct json_object *run_parser(const char *s, size_t n)
 	ALWAYS(printbuf_memset(tok->pb, 0, 0, (int)n + 1) == 0);
 	printbuf_reset(tok->pb);
 	struct json_object *root = json_tokener_parse_ex(tok, s, (int)n);
-	bool whole = json_tokener_get_error(tok) == json_tokener_success && json_tokener_get_parse_end(tok) == n;
+	bool whole =
+		json_tokener_get_error(tok) == json_tokener_success && json_tokener_get_parse_end(tok) == n;
 	mem_wipe(tok->pb->buf, (size_t)tok->pb->size);
 	json_tokener_free(tok);
 	if (!whole) {
@@ -172,11 +175,12 @@ static bool take_field(struct json_object *root, const char *s, size_t n)
 
 	if (ok)
 		ok = str_percent_decode(&name, s, (size_t)(eq - s), true) == 0 &&
-			str_percent_decode(&value, eq + 1, (size_t)(s + n - eq - 1), true) == 0 &&
-			str_is_utf8(name.data, name.len) && str_is_utf8(value.data, value.len) &&
-			!json_object_object_get_ex(root, buf_str(&name), NULL);
+		     str_percent_decode(&value, eq + 1, (size_t)(s + n - eq - 1), true) == 0 &&
+		     str_is_utf8(name.data, name.len) && str_is_utf8(value.data, value.len) &&
+		     !json_object_object_get_ex(root, buf_str(&name), NULL);
 	if (ok)
-		json_object_object_add(root, buf_str(&name), json_object_new_string_len(buf_str(&value), (int)value.len));
+		json_object_object_add(
+			root, buf_str(&name), json_object_new_string_len(buf_str(&value), (int)value.len));
 	buf_fini(&name);
 	buf_fini(&value);
 	return ok;
@@ -214,7 +218,7 @@ static bool may_be_form(const char *content_type)
 	size_t n = strcspn(content_type, "; \t");
 
 	return str_eq_nocase(content_type, n, "application/x-www-form-urlencoded") ||
-		str_eq_nocase(content_type, n, "text/plain");
+	       str_eq_nocase(content_type, n, "text/plain");
 }
 
 struct json_object *grant_parse(const void *body, size_t n, const char *content_type)

@@ -1,10 +1,10 @@
 /*
  * grant_reply - what a reply means for the tokens: the closed set of outcomes.
  *
- * Three mistakes cost customers their connections: to call a fault of the provider's or of our own client a dead grant, to
- * overlook a rotated token, and to present a token again that may be used up. So dead needs a word and a fitting status,
- * a reply that contradicts itself is kept as unreadable, and doubt is an outcome of its own. Words and numbers of the
- * reply leave here only through the fields of struct grant_result.
+ * Three mistakes cost customers their connections: to call a fault of the provider's or of our own client a
+ * dead grant, to overlook a rotated token, and to present a token again that may be used up. So dead needs a
+ * word and a fitting status, a reply that contradicts itself is kept as unreadable, and doubt is an outcome
+ * of its own. Words and numbers of the reply leave here only through the fields of struct grant_result.
  */
 #include "model/grant.h"
 
@@ -15,53 +15,50 @@
 #include "base/str.h"
 #include "base/sys.h"
 #include "model/grant_parse.h"
+#include "model/grant_value.h"
 #include "model/policy.h"
 
 #define TOKEN_MAX ((size_t)64 * 1024)
 #define SCOPE_MAX ((size_t)16 * 1024)
 #define CAPTURE_MAX 1024
 #define RETRY_AFTER_MAX_US (3600 * US_PER_S)
-/* A lifetime beyond this is no lifetime. */
-#define LIFE_MAX_S 3155760000.0
-/* Below: seconds since 1970 (until the year 5138); above: milliseconds. */
-#define SECONDS_MAX 1e11
-#define MILLIS_MAX 1e14
 
 enum meaning { MEANS_NOTHING, MEANS_DEAD, MEANS_CLIENT, MEANS_TRANSIENT, MEANS_SLOWER };
 
-/* Registered words (RFC 6749, 6750, 7009, 8628, 8707, 9449, OpenID Connect) and the few of vendors that leave no doubt. */
+/* Registered words (RFC 6749, 6750, 7009, 8628, 8707, 9449, OpenID Connect) and the few of vendors that leave
+ * no doubt. */
 static const struct {
 	const char *word;
 	enum meaning meaning;
 } words[] = {
-	{ "invalid_grant", MEANS_DEAD },
-	{ "bad_refresh_token", MEANS_DEAD },
-	{ "invalid_refresh_token", MEANS_DEAD },
-	{ "invalid_code", MEANS_DEAD },
-	{ "invalid_client", MEANS_CLIENT },
-	{ "unauthorized_client", MEANS_CLIENT },
-	{ "unsupported_grant_type", MEANS_CLIENT },
-	{ "invalid_scope", MEANS_CLIENT },
-	{ "invalid_request", MEANS_CLIENT },
-	{ "invalid_target", MEANS_CLIENT },
-	{ "use_dpop_nonce", MEANS_CLIENT },
-	{ "invalid_dpop_proof", MEANS_CLIENT },
-	{ "incorrect_client_credentials", MEANS_CLIENT },
-	{ "bad_client_secret", MEANS_CLIENT },
-	{ "invalid_client_id", MEANS_CLIENT },
-	{ "temporarily_unavailable", MEANS_TRANSIENT },
-	{ "server_error", MEANS_TRANSIENT },
-	{ "internal_failure", MEANS_TRANSIENT },
-	{ "slow_down", MEANS_SLOWER },
-	{ "access_denied", MEANS_NOTHING },
-	{ "invalid_token", MEANS_NOTHING },
-	{ "insufficient_scope", MEANS_NOTHING },
-	{ "expired_token", MEANS_NOTHING },
-	{ "authorization_pending", MEANS_NOTHING },
-	{ "unsupported_token_type", MEANS_NOTHING },
-	{ "interaction_required", MEANS_NOTHING },
-	{ "login_required", MEANS_NOTHING },
-	{ "consent_required", MEANS_NOTHING },
+	{"invalid_grant", MEANS_DEAD},
+	{"bad_refresh_token", MEANS_DEAD},
+	{"invalid_refresh_token", MEANS_DEAD},
+	{"invalid_code", MEANS_DEAD},
+	{"invalid_client", MEANS_CLIENT},
+	{"unauthorized_client", MEANS_CLIENT},
+	{"unsupported_grant_type", MEANS_CLIENT},
+	{"invalid_scope", MEANS_CLIENT},
+	{"invalid_request", MEANS_CLIENT},
+	{"invalid_target", MEANS_CLIENT},
+	{"use_dpop_nonce", MEANS_CLIENT},
+	{"invalid_dpop_proof", MEANS_CLIENT},
+	{"incorrect_client_credentials", MEANS_CLIENT},
+	{"bad_client_secret", MEANS_CLIENT},
+	{"invalid_client_id", MEANS_CLIENT},
+	{"temporarily_unavailable", MEANS_TRANSIENT},
+	{"server_error", MEANS_TRANSIENT},
+	{"internal_failure", MEANS_TRANSIENT},
+	{"slow_down", MEANS_SLOWER},
+	{"access_denied", MEANS_NOTHING},
+	{"invalid_token", MEANS_NOTHING},
+	{"insufficient_scope", MEANS_NOTHING},
+	{"expired_token", MEANS_NOTHING},
+	{"authorization_pending", MEANS_NOTHING},
+	{"unsupported_token_type", MEANS_NOTHING},
+	{"interaction_required", MEANS_NOTHING},
+	{"login_required", MEANS_NOTHING},
+	{"consent_required", MEANS_NOTHING},
 };
 
 static const char *const outcome_words[] = {
@@ -78,14 +75,16 @@ const char *outcome_word(enum outcome o)
 
 /* RFC 6749's places, for a provider that names none. */
 static const struct {
-	const char *access_token[1], *refresh_token[1], *expires_in[1], *error[1], *scope[1], *refresh_expires_in[3];
+	const char *access_token[1], *refresh_token[1], *expires_in[1], *error[1], *scope[1],
+		*refresh_expires_in[3];
 } usual = {
-	.access_token = { "/access_token" },
-	.refresh_token = { "/refresh_token" },
-	.expires_in = { "/expires_in" },
-	.error = { "/error" },
-	.scope = { "/scope" },
-	.refresh_expires_in = { "/refresh_token_expires_in", "/x_refresh_token_expires_in", "/refresh_expires_in" },
+	.access_token = {"/access_token"},
+	.refresh_token = {"/refresh_token"},
+	.expires_in = {"/expires_in"},
+	.error = {"/error"},
+	.scope = {"/scope"},
+	.refresh_expires_in = {"/refresh_token_expires_in", "/x_refresh_token_expires_in",
+		"/refresh_expires_in"},
 };
 
 struct places {
@@ -96,8 +95,8 @@ struct places {
 static struct places places_of(const struct strlist *configured, const char *const *fallback, size_t n)
 {
 	if (configured->n > 0)
-		return (struct places){ (const char *const *)configured->v, configured->n };
-	return (struct places){ fallback, n };
+		return (struct places){(const char *const *)configured->v, configured->n};
+	return (struct places){fallback, n};
 }
 #define PLACES(p, what) places_of(&(p)->at_##what, usual.what, sizeof(usual.what) / sizeof(usual.what[0]))
 
@@ -109,75 +108,12 @@ static struct json_object *at(struct json_object *root, const char *pointer)
 	return json_pointer_get(root, pointer, &found) == 0 ? found : NULL;
 }
 
-/* --- numbers and times */
-
-static bool number_of(struct json_object *o, double *out)
-{
-	switch (json_object_get_type(o)) {
-	case json_type_int:
-		*out = (double)json_object_get_int64(o);
-		return true;
-	case json_type_double:
-		*out = json_object_get_double(o);
-		return true;
-	case json_type_string:
-		return str_parse_decimal(json_object_get_string(o), (size_t)json_object_get_string_len(o), out) == 0;
-	default:
-		return false;
-	}
-}
-
-/* A span as microseconds; 0 for what is absent, zero, negative or absurd. */
-static int64_t span_us(struct json_object *o, enum time_unit unit)
-{
-	double v;
-
-	if (!number_of(o, &v))
-		return 0;
-	double seconds = unit == UNIT_MS ? v / 1000 : v;
-	return seconds > 0 && seconds <= LIFE_MAX_S ? (int64_t)(seconds * (double)US_PER_S) : 0;
-}
-
-/* ISO 8601 is wider than RFC 3339: an offset may lack its colon, or be missing altogether, which is read as UTC. */
-static int parse_iso(const char *s, size_t n, int64_t *out)
-{
-	char text[48];
-
-	if (str_parse_rfc3339(s, n, out) == 0)
-		return 0;
-	if (n < 10 || n + 2 > sizeof(text))
-		return ST_SYNTAX;
-	memcpy(text, s, n);
-	text[n] = 'Z';
-	if (str_parse_rfc3339(text, n + 1, out) == 0)
-		return 0;
-	memcpy(text + n - 2, ":", 1);
-	memcpy(text + n - 1, s + n - 2, 2);
-	return str_parse_rfc3339(text, n + 1, out);
-}
-
-/* A moment as wall-clock microseconds; 0 when it is none, or not after `after`. */
-static int64_t moment_us(struct json_object *o, int64_t after)
-{
-	int64_t t = 0;
-	double v;
-
-	if (number_of(o, &v)) {
-		if (v > 0 && v < SECONDS_MAX)
-			t = (int64_t)(v * (double)US_PER_S);
-		else if (v >= SECONDS_MAX && v < MILLIS_MAX)
-			t = (int64_t)(v * (double)US_PER_MS);
-	} else if (json_object_is_type(o, json_type_string)) {
-		if (parse_iso(json_object_get_string(o), (size_t)json_object_get_string_len(o), &t) < 0)
-			t = 0;
-	}
-	return t > after ? t : 0;
-}
+/* --- lifetimes */
 
 static int64_t first_span(struct json_object *root, struct places where, enum time_unit unit)
 {
 	for (size_t i = 0; i < where.n; i++) {
-		int64_t us = span_us(at(root, where.v[i]), unit);
+		int64_t us = grant_value_span_us(at(root, where.v[i]), unit);
 		if (us > 0)
 			return us;
 	}
@@ -187,7 +123,7 @@ static int64_t first_span(struct json_object *root, struct places where, enum ti
 static int64_t first_moment(struct json_object *root, struct places where, int64_t after)
 {
 	for (size_t i = 0; i < where.n; i++) {
-		int64_t t = moment_us(at(root, where.v[i]), after);
+		int64_t t = grant_value_moment_us(at(root, where.v[i]), after);
 		if (t > 0)
 			return t;
 	}
@@ -200,7 +136,8 @@ static int64_t read_expiry(const struct provider *p, struct json_object *root, i
 
 	if (life > 0)
 		return start + life;
-	return first_moment(root, (struct places){ (const char *const *)p->at_expires_at.v, p->at_expires_at.n }, start);
+	return first_moment(
+		root, (struct places){(const char *const *)p->at_expires_at.v, p->at_expires_at.n}, start);
 }
 
 /* The same places may hold a date: there are providers that only send one. */
@@ -210,11 +147,11 @@ static int64_t read_refresh_expiry(const struct provider *p, struct json_object 
 
 	for (size_t i = 0; i < where.n; i++) {
 		struct json_object *o = at(root, where.v[i]);
-		int64_t life = span_us(o, p->expires_in_unit);
+		int64_t life = grant_value_span_us(o, p->expires_in_unit);
 		if (life > 0)
 			return start + life;
 		double number;
-		int64_t t = number_of(o, &number) ? 0 : moment_us(o, start);
+		int64_t t = grant_value_number(o, &number) ? 0 : grant_value_moment_us(o, start);
 		if (t > 0)
 			return t;
 	}
@@ -253,7 +190,8 @@ struct error {
 
 static void judge_word(const struct provider *p, struct error *e)
 {
-	bool transient = strlist_has(&p->transient_errors, e->word), dead = strlist_has(&p->grant_dead_errors, e->word);
+	bool transient = strlist_has(&p->transient_errors, e->word),
+	     dead = strlist_has(&p->grant_dead_errors, e->word);
 
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
 		if (strcmp(words[i].word, e->word) == 0) {
@@ -261,7 +199,8 @@ static void judge_word(const struct provider *p, struct error *e)
 			e->meaning = words[i].meaning;
 		}
 	}
-	/* The operator knows the provider better than the standard does; of two readings the mild one counts. */
+	/* The operator knows the provider better than the standard does; of two readings the mild one counts.
+	 */
 	if (transient)
 		e->meaning = MEANS_TRANSIENT;
 	else if (dead)
@@ -272,7 +211,7 @@ static void judge_word(const struct provider *p, struct error *e)
 static struct error read_error(const struct provider *p, struct json_object *root)
 {
 	struct places where = PLACES(p, error);
-	struct error e = { 0 };
+	struct error e = {0};
 
 	for (size_t i = 0; i < where.n; i++) {
 		struct json_object *o = at(root, where.v[i]);
@@ -310,8 +249,8 @@ static int take_token(struct json_object *o, struct buf *out)
 	return str_is_vschar(s, n) ? buf_set(out, s, n) : ST_INVALID;
 }
 
-/* Absent, null, false and "" keep the old refresh token. Anything else that is no token may be a rotation in a
- * shape that we do not know, and must not pass for "none". */
+/* Absent, null, false and "" keep the old refresh token. Anything else that is no token may be a rotation in
+ * a shape that we do not know, and must not pass for "none". */
 static int take_refresh_token(const struct provider *p, struct json_object *root, struct buf *out)
 {
 	struct places where = PLACES(p, refresh_token);
@@ -322,7 +261,7 @@ static int take_refresh_token(const struct provider *p, struct json_object *root
 	for (size_t i = 0; i < where.n; i++) {
 		struct json_object *o = at(root, where.v[i]);
 		bool empty = o == NULL || json_object_is_type(o, json_type_string) ||
-			(json_object_is_type(o, json_type_boolean) && !json_object_get_boolean(o));
+			     (json_object_is_type(o, json_type_boolean) && !json_object_get_boolean(o));
 		if (!empty)
 			return ST_INVALID;
 	}
@@ -354,7 +293,8 @@ static int put_scope_word(struct json_object *o, const char *separator, struct b
 static void take_scope(const struct provider *p, struct json_object *root, struct buf *out)
 {
 	struct places where = PLACES(p, scope);
-	const char *separator = p->scope_separator == NULL || p->scope_separator[0] == '\0' ? " " : p->scope_separator;
+	const char *separator =
+		p->scope_separator == NULL || p->scope_separator[0] == '\0' ? " " : p->scope_separator;
 
 	for (size_t i = 0; i < where.n && out->len == 0; i++) {
 		struct json_object *o = at(root, where.v[i]);
@@ -418,7 +358,8 @@ static void decide(struct grant_result *out, enum outcome outcome, enum reason r
 static void take_success(const struct provider *p, const struct grant_reply *in, struct json_object *root,
 	struct json_object *token, struct grant_result *out)
 {
-	if (take_token(token, &out->access_token) < 0 || take_refresh_token(p, root, &out->refresh_token) < 0) {
+	if (take_token(token, &out->access_token) < 0 ||
+		take_refresh_token(p, root, &out->refresh_token) < 0) {
 		buf_reset(&out->access_token);
 		buf_reset(&out->refresh_token);
 		decide(out, OUTCOME_MALFORMED, REASON_BAD_REPLY);
@@ -454,12 +395,13 @@ static bool decide_by_word(enum meaning m, struct grant_result *out)
 	return false;
 }
 
-static void classify_2xx(const struct provider *p, const struct grant_reply *in, struct json_object *root, const struct error *e,
-	struct grant_result *out)
+static void classify_2xx(const struct provider *p, const struct grant_reply *in, struct json_object *root,
+	const struct error *e, struct grant_result *out)
 {
 	struct json_object *token = root == NULL ? NULL : first_token(root, PLACES(p, access_token));
 
-	/* A token next to an error may be a rotation all the same: keep the reply and decide nothing by its words. */
+	/* A token next to an error may be a rotation all the same: keep the reply and decide nothing by its
+	 * words. */
 	if (root == NULL || (token == NULL) != e->there)
 		decide(out, OUTCOME_MALFORMED, REASON_BAD_REPLY);
 	else if (token != NULL)
@@ -470,7 +412,8 @@ static void classify_2xx(const struct provider *p, const struct grant_reply *in,
 
 static void classify_5xx(int status, const struct error *e, struct grant_result *out)
 {
-	/* A gateway that gave up waiting may have cut an answered request; a known word is the provider's own answer. */
+	/* A gateway that gave up waiting may have cut an answered request; a known word is the provider's own
+	 * answer. */
 	if ((status == 502 || status == 504) && e->meaning == MEANS_NOTHING)
 		decide(out, OUTCOME_IN_DOUBT, REASON_NO_ANSWER);
 	else if (e->meaning == MEANS_SLOWER)
@@ -514,10 +457,11 @@ static void classify_4xx(int status, bool readable, const struct error *e, struc
 		decide(out, OUTCOME_TRANSIENT, REASON_CLIENT_REFUSED);
 }
 
-static void classify_complete(const struct provider *p, const struct grant_reply *in, struct grant_result *out)
+static void classify_complete(
+	const struct provider *p, const struct grant_reply *in, struct grant_result *out)
 {
 	struct json_object *root = grant_parse(in->body, in->body_len, in->content_type);
-	struct error e = { 0 };
+	struct error e = {0};
 
 	if (root != NULL)
 		e = read_error(p, root);
@@ -536,7 +480,7 @@ static void classify_complete(const struct provider *p, const struct grant_reply
 
 void grant_classify(const struct provider *p, const struct grant_reply *in, struct grant_result *out)
 {
-	*out = (struct grant_result){ .outcome = OUTCOME_IN_DOUBT, .reason = REASON_NO_ANSWER };
+	*out = (struct grant_result){.outcome = OUTCOME_IN_DOUBT, .reason = REASON_NO_ANSWER};
 	buf_init_secret(&out->access_token, TOKEN_MAX);
 	buf_init_secret(&out->refresh_token, TOKEN_MAX);
 	buf_init(&out->scope, SCOPE_MAX);
@@ -579,11 +523,8 @@ static struct json_object *jwt_payload(const char *token, size_t n)
 int64_t grant_jwt_exp(const char *token, size_t n)
 {
 	struct json_object *payload = n == 0 ? NULL : jwt_payload(token, n);
-	double exp = 0;
-	int64_t us = 0;
+	int64_t us = payload == NULL ? 0 : grant_value_moment_us(at(payload, "/exp"), 0);
 
-	if (payload != NULL && number_of(at(payload, "/exp"), &exp) && exp > 0 && exp < SECONDS_MAX)
-		us = (int64_t)(exp * (double)US_PER_S);
 	grant_parse_free(payload);
 	return us;
 }

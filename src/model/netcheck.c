@@ -1,8 +1,9 @@
 /*
  * netcheck - which addresses are public, by the IANA special-purpose registries (RFC 6890 and successors).
  *
- * IPv4 is open with a list of exceptions; IPv6 is closed but for 2000::/3, again with exceptions. It judges bytes
- * of a socket address only: no name, no text form, no look-up, so that there is one spelling of every address.
+ * IPv4 is open with a list of exceptions; IPv6 is closed but for 2000::/3, again with exceptions. It judges
+ * bytes of a socket address only: no name, no text form, no look-up, so that there is one spelling of every
+ * address.
  */
 #include "model/netcheck.h"
 
@@ -20,22 +21,22 @@ struct v4_block {
 #define V4(a, b, c, d) (((uint32_t)(a) << 24) | ((uint32_t)(b) << 16) | ((uint32_t)(c) << 8) | (uint32_t)(d))
 
 static const struct v4_block v4_denied[] = {
-	{ V4(0, 0, 0, 0), 8 },	       /* this network, RFC 791 */
-	{ V4(10, 0, 0, 0), 8 },	       /* private, RFC 1918 */
-	{ V4(100, 64, 0, 0), 10 },     /* shared, RFC 6598; a cloud's metadata at 100.100.100.200 */
-	{ V4(127, 0, 0, 0), 8 },       /* loopback */
-	{ V4(168, 63, 129, 16), 32 },  /* a cloud's host agent behind a public number */
-	{ V4(169, 254, 0, 0), 16 },    /* link-local, RFC 3927; metadata services */
-	{ V4(172, 16, 0, 0), 12 },     /* private */
-	{ V4(192, 0, 0, 0), 24 },      /* protocol assignments, RFC 6890 */
-	{ V4(192, 0, 2, 0), 24 },      /* documentation, RFC 5737 */
-	{ V4(192, 88, 99, 0), 24 },    /* 6to4 relays, RFC 7526 */
-	{ V4(192, 168, 0, 0), 16 },    /* private */
-	{ V4(198, 18, 0, 0), 15 },     /* benchmarking, RFC 2544 */
-	{ V4(198, 51, 100, 0), 24 },   /* documentation */
-	{ V4(203, 0, 113, 0), 24 },    /* documentation */
-	{ V4(224, 0, 0, 0), 4 },       /* multicast */
-	{ V4(240, 0, 0, 0), 4 },       /* reserved, and the broadcast address */
+	{V4(0, 0, 0, 0), 8},        /* this network, RFC 791 */
+	{V4(10, 0, 0, 0), 8},       /* private, RFC 1918 */
+	{V4(100, 64, 0, 0), 10},    /* shared, RFC 6598; a cloud's metadata at 100.100.100.200 */
+	{V4(127, 0, 0, 0), 8},      /* loopback */
+	{V4(168, 63, 129, 16), 32}, /* a cloud's host agent behind a public number */
+	{V4(169, 254, 0, 0), 16},   /* link-local, RFC 3927; metadata services */
+	{V4(172, 16, 0, 0), 12},    /* private */
+	{V4(192, 0, 0, 0), 24},     /* protocol assignments, RFC 6890 */
+	{V4(192, 0, 2, 0), 24},     /* documentation, RFC 5737 */
+	{V4(192, 88, 99, 0), 24},   /* 6to4 relays, RFC 7526 */
+	{V4(192, 168, 0, 0), 16},   /* private */
+	{V4(198, 18, 0, 0), 15},    /* benchmarking, RFC 2544 */
+	{V4(198, 51, 100, 0), 24},  /* documentation */
+	{V4(203, 0, 113, 0), 24},   /* documentation */
+	{V4(224, 0, 0, 0), 4},      /* multicast */
+	{V4(240, 0, 0, 0), 4},      /* reserved, and the broadcast address */
 };
 
 struct v6_block {
@@ -43,15 +44,15 @@ struct v6_block {
 	unsigned bits;
 };
 
-static const struct v6_block v6_global = { { 0x20 }, 3 };
+static const struct v6_block v6_global = {{0x20}, 3};
 static const struct v6_block v6_denied[] = {
-	{ { 0x20, 0x01 }, 23 },		     /* protocol assignments, RFC 2928: Teredo, ORCHID, benchmarking */
-	{ { 0x20, 0x01, 0x0d, 0xb8 }, 32 },  /* documentation, RFC 3849 */
-	{ { 0x20, 0x02 }, 16 },		     /* 6to4, RFC 3056: any IPv4 inside */
-	{ { 0x3f, 0xff }, 20 },		     /* documentation, RFC 9637 */
+	{{0x20, 0x01}, 23},             /* protocol assignments, RFC 2928: Teredo, ORCHID, benchmarking */
+	{{0x20, 0x01, 0x0d, 0xb8}, 32}, /* documentation, RFC 3849 */
+	{{0x20, 0x02}, 16},             /* 6to4, RFC 3056: any IPv4 inside */
+	{{0x3f, 0xff}, 20},             /* documentation, RFC 9637 */
 };
-static const struct v6_block v6_mapped = { { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff }, 96 };
-static const struct v6_block v6_nat64 = { { 0x00, 0x64, 0xff, 0x9b }, 96 }; /* RFC 6052 */
+static const struct v6_block v6_mapped = {{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff}, 96};
+static const struct v6_block v6_nat64 = {{0x00, 0x64, 0xff, 0x9b}, 96}; /* RFC 6052 */
 
 static bool v4_in(uint32_t addr, const struct v4_block *b)
 {
@@ -127,8 +128,8 @@ bool netcheck_is_public(const struct sockaddr *sa)
 
 bool netcheck_is_loopback(const struct sockaddr *sa)
 {
-	static const struct v4_block loopback = { V4(127, 0, 0, 0), 8 };
-	static const uint8_t one[16] = { [15] = 1 };
+	static const struct v4_block loopback = {V4(127, 0, 0, 0), 8};
+	static const uint8_t one[16] = {[15] = 1};
 	uint32_t v4;
 	uint8_t v6[16];
 

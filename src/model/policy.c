@@ -1,8 +1,8 @@
 /*
  * policy - when to refresh and when to try again. Pure arithmetic on stored facts.
  *
- * Every sum saturates and every share is clamped: the facts come from replies, imports and rows, and a wrong one must
- * give an odd time, never undefined behaviour. It draws no random number and reads no clock.
+ * Every sum saturates and every share is clamped: the facts come from replies, imports and rows, and a wrong
+ * one must give an odd time, never undefined behaviour. It draws no random number and reads no clock.
  */
 #include "model/policy.h"
 
@@ -88,7 +88,8 @@ static int64_t margin_for(const struct policy_margin *m, int64_t life)
 }
 
 /* The latest moment that keeps the refresh token itself alive; INT64_MAX: no bound. */
-static int64_t keep_alive_by(const struct provider *p, const struct policy_due *d, int64_t issued_at, int64_t margin)
+static int64_t keep_alive_by(
+	const struct provider *p, const struct policy_due *d, int64_t issued_at, int64_t margin)
 {
 	int64_t by = INT64_MAX;
 	int64_t used_at = d->refresh_issued_at > 0 ? d->refresh_issued_at : issued_at;
@@ -96,8 +97,8 @@ static int64_t keep_alive_by(const struct provider *p, const struct policy_due *
 	if (p->refresh_token_idle_ttl_us > 0)
 		by = sat_add(used_at, p->refresh_token_idle_ttl_us / 2);
 	/*
-	 * A refresh that happened inside the last margin has done all that can be done: where the end is fixed it would
-	 * otherwise be due again at once, over and over.
+	 * A refresh that happened inside the last margin has done all that can be done: where the end is
+	 * fixed it would otherwise be due again at once, over and over.
 	 */
 	int64_t last_chance = sat_sub(d->refresh_expires_at, margin);
 	if (d->refresh_expires_at > d->now && last_chance > issued_at)
@@ -105,7 +106,8 @@ static int64_t keep_alive_by(const struct provider *p, const struct policy_due *
 	return by;
 }
 
-int64_t policy_due_at(const struct provider *p, const struct policy_margin *m, const struct policy_due *d, double unit)
+int64_t policy_due_at(
+	const struct provider *p, const struct policy_margin *m, const struct policy_due *d, double unit)
 {
 	if (d->expires_at <= d->now)
 		return d->now;
@@ -145,8 +147,8 @@ int64_t policy_retry_us(unsigned failures, int64_t retry_after_us, double unit)
 
 int64_t policy_webhook_retry_us(unsigned attempt, int64_t retry_after_us, double unit)
 {
-	static const int64_t delays[] = { 5 * US_PER_S, 5 * MINUTE_US, 30 * MINUTE_US, 2 * HOUR_US, 5 * HOUR_US,
-		10 * HOUR_US, 14 * HOUR_US, 20 * HOUR_US, 24 * HOUR_US };
+	static const int64_t delays[] = {5 * US_PER_S, 5 * MINUTE_US, 30 * MINUTE_US, 2 * HOUR_US,
+		5 * HOUR_US, 10 * HOUR_US, 14 * HOUR_US, 20 * HOUR_US, 24 * HOUR_US};
 	const unsigned last = sizeof(delays) / sizeof(delays[0]) + 1;
 
 	if (attempt < 2)

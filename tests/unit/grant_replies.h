@@ -19,6 +19,8 @@
 
 enum fixture_provider { PLAIN, MILLIS, NESTED, DATES, WORDS };
 
+/* One row a line, however long. */
+/* clang-format off */
 static const struct fixture {
 	enum fixture_provider provider;
 	int status;
@@ -282,6 +284,7 @@ static const struct fixture {
 	{ PLAIN, 600, "", "", DOUBT, "", "", "", 0 },
 	{ PLAIN, -1, "", "", DOUBT, "", "", "", 0 },
 };
+/* clang-format on */
 #define N_FIXTURES (sizeof(fixtures) / sizeof(fixtures[0]))
 
 #endif

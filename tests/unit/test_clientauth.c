@@ -46,9 +46,9 @@ static int on_header(void *arg, const char *name, const char *value, size_t n)
 
 static int apply(struct client *c, bool raw, int refuse_at, struct buf *out, struct fault *f)
 {
-	struct seen seen = { .text = BUF_INIT_SECRET(65536), .refuse_at = refuse_at };
-	struct clientauth_sink sink = { on_param, on_header, &seen };
-	struct provider p = { .basic_raw = raw };
+	struct seen seen = {.text = BUF_INIT_SECRET(65536), .refuse_at = refuse_at};
+	struct clientauth_sink sink = {on_param, on_header, &seen};
+	struct provider p = {.basic_raw = raw};
 
 	int rc = clientauth_apply(&p, c, AUD, &sink, f);
 	buf_fini(out);
@@ -59,7 +59,8 @@ static int apply(struct client *c, bool raw, int refuse_at, struct buf *out, str
 static struct client client_of(enum client_auth auth, const char *id, const char *secret)
 {
 	static char app[] = "*", provider[] = "acme";
-	struct client c = { .application = app, .provider = provider, .auth = auth, .secret = BUF_INIT_SECRET(65536) };
+	struct client c = {
+		.application = app, .provider = provider, .auth = auth, .secret = BUF_INIT_SECRET(65536)};
 
 	c.client_id = mem_strdup(id);
 	ck_ok(buf_puts(&c.secret, secret));
@@ -81,16 +82,18 @@ START_TEST(methods_add_what_they_should)
 		const char *id, *secret, *want;
 	} rows[] = {
 		/* RFC 6749 2.3.1's own pair */
-		{ CLIENT_AUTH_BASIC, false, "s6BhdRkqt3", "gX1fBat3bV", "header Authorization=Basic czZCaGRSa3F0MzpnWDFmQmF0M2JW\n" },
+		{CLIENT_AUTH_BASIC, false, "s6BhdRkqt3", "gX1fBat3bV",
+			"header Authorization=Basic czZCaGRSa3F0MzpnWDFmQmF0M2JW\n"},
 		/* a:b c -> a%3Ab+c, p%w+ö/ -> p%25w%2B%C3%B6%2F */
-		{ CLIENT_AUTH_BASIC, false, "a:b c", "p%w+\xc3\xb6/", "header Authorization=Basic YSUzQWIrYzpwJTI1dyUyQiVDMyVCNiUyRg==\n" },
-		{ CLIENT_AUTH_BASIC, true, "a b", "p%w+/", "header Authorization=Basic YSBiOnAldysv\n" },
-		{ CLIENT_AUTH_POST, false, "a:b c", "p%w", "param client_id=a:b c\nparam client_secret=p%w\n" },
-		{ CLIENT_AUTH_TLS, false, "id", "", "param client_id=id\n" },
-		{ CLIENT_AUTH_NONE, false, "id", "unused", "param client_id=id\n" },
+		{CLIENT_AUTH_BASIC, false, "a:b c", "p%w+\xc3\xb6/",
+			"header Authorization=Basic YSUzQWIrYzpwJTI1dyUyQiVDMyVCNiUyRg==\n"},
+		{CLIENT_AUTH_BASIC, true, "a b", "p%w+/", "header Authorization=Basic YSBiOnAldysv\n"},
+		{CLIENT_AUTH_POST, false, "a:b c", "p%w", "param client_id=a:b c\nparam client_secret=p%w\n"},
+		{CLIENT_AUTH_TLS, false, "id", "", "param client_id=id\n"},
+		{CLIENT_AUTH_NONE, false, "id", "unused", "param client_id=id\n"},
 	};
 	struct buf out = BUF_INIT_SECRET(65536);
-	struct fault f = { 0 };
+	struct fault f = {0};
 
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		struct client c = client_of(rows[i].auth, rows[i].id, rows[i].secret);
@@ -109,19 +112,20 @@ START_TEST(what_is_missing_is_named)
 		bool raw;
 		const char *id, *secret, *what;
 	} rows[] = {
-		{ CLIENT_AUTH_BASIC, false, "id", "", "no secret, which client_secret_basic needs" },
-		{ CLIENT_AUTH_POST, false, "id", "", "no secret, which client_secret_post needs" },
-		{ CLIENT_AUTH_JWT, false, "id", "s", "no private key" },
-		{ CLIENT_AUTH_BASIC, true, "a:b", "s", "unencoded" },
-		{ (enum client_auth)99, false, "id", "s", "unknown" },
+		{CLIENT_AUTH_BASIC, false, "id", "", "no secret, which client_secret_basic needs"},
+		{CLIENT_AUTH_POST, false, "id", "", "no secret, which client_secret_post needs"},
+		{CLIENT_AUTH_JWT, false, "id", "s", "no private key"},
+		{CLIENT_AUTH_BASIC, true, "a:b", "s", "unencoded"},
+		{(enum client_auth)99, false, "id", "s", "unknown"},
 	};
 	struct buf out = BUF_INIT_SECRET(65536);
 
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		struct client c = client_of(rows[i].auth, rows[i].id, rows[i].secret);
-		struct fault f = { 0 };
+		struct fault f = {0};
 		ck_assert_int_eq(apply(&c, rows[i].raw, 0, &out, &f), ST_INVALID);
-		ck_assert_msg(strstr(f.text, rows[i].what) && strstr(f.text, "acme"), "row %zu: %s", i, f.text);
+		ck_assert_msg(
+			strstr(f.text, rows[i].what) && strstr(f.text, "acme"), "row %zu: %s", i, f.text);
 		ck_assert_uint_eq(out.len, 0);
 		client_done(&c);
 	}
@@ -133,7 +137,7 @@ START_TEST(oversize_secret_is_refused)
 {
 	struct client c = client_of(CLIENT_AUTH_BASIC, "id", "");
 	struct buf out = BUF_INIT_SECRET(65536);
-	struct fault f = { 0 };
+	struct fault f = {0};
 	char *big = mem_alloc(60001);
 
 	memset(big, '%', 60000);
@@ -152,7 +156,7 @@ static struct signer *load(EVP_PKEY *key, enum sign_alg alg)
 	char path[] = "/tmp/test-clientauth-XXXXXX";
 	FILE *file = fdopen(mkstemp(path), "w");
 	struct signer *signer = NULL;
-	struct fault f = { 0 };
+	struct fault f = {0};
 
 	ck_assert_int_eq(PEM_write_PrivateKey(file, key, NULL, NULL, 0, NULL, NULL), 1);
 	fclose(file);
@@ -166,8 +170,8 @@ static EVP_PKEY *key_for(enum sign_alg alg)
 {
 	if (alg == SIGN_ES256)
 		return EVP_PKEY_Q_keygen(NULL, NULL, "EC", "P-256");
-	return alg == SIGN_RS256 ? EVP_PKEY_Q_keygen(NULL, NULL, "RSA", (size_t)2048) :
-				   EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
+	return alg == SIGN_RS256 ? EVP_PKEY_Q_keygen(NULL, NULL, "RSA", (size_t)2048)
+				 : EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
 }
 
 /* r||s back to DER, as OpenSSL verifies it. */
@@ -191,14 +195,16 @@ static bool verifies(EVP_PKEY *key, enum sign_alg alg, const char *text, size_t 
 
 	if (alg == SIGN_ES256)
 		to_der(sig);
-	ck_assert_int_eq(EVP_DigestVerifyInit(md, NULL, alg == SIGN_ED25519 ? NULL : EVP_sha256(), NULL, key), 1);
+	ck_assert_int_eq(
+		EVP_DigestVerifyInit(md, NULL, alg == SIGN_ED25519 ? NULL : EVP_sha256(), NULL, key), 1);
 	int ok = EVP_DigestVerify(md, sig->data, sig->len, (const unsigned char *)text, n);
 	EVP_MD_CTX_free(md);
 	return ok == 1;
 }
 
 /* Splits a compact JWS in place; the three parts decoded. */
-static void split(const struct buf *jwt, struct buf *head, struct buf *claims, struct buf *sig, size_t *signed_len)
+static void split(
+	const struct buf *jwt, struct buf *head, struct buf *claims, struct buf *sig, size_t *signed_len)
 {
 	const char *s = buf_str(jwt), *a = strchr(s, '.'), *b = strchr(a + 1, '.');
 
@@ -215,12 +221,13 @@ START_TEST(assertion_verifies)
 		enum sign_alg alg;
 		const char *kid, *head;
 	} rows[] = {
-		{ SIGN_ES256, NULL, "{\"alg\":\"ES256\",\"typ\":\"JWT\"}" },
-		{ SIGN_RS256, "k\"1", "{\"alg\":\"RS256\",\"kid\":\"k\\\"1\",\"typ\":\"JWT\"}" },
-		{ SIGN_ED25519, "k2", "{\"alg\":\"EdDSA\",\"kid\":\"k2\",\"typ\":\"JWT\"}" },
+		{SIGN_ES256, NULL, "{\"alg\":\"ES256\",\"typ\":\"JWT\"}"},
+		{SIGN_RS256, "k\"1", "{\"alg\":\"RS256\",\"kid\":\"k\\\"1\",\"typ\":\"JWT\"}"},
+		{SIGN_ED25519, "k2", "{\"alg\":\"EdDSA\",\"kid\":\"k2\",\"typ\":\"JWT\"}"},
 	};
-	struct buf jwt = BUF_INIT_SECRET(65536), head = BUF_INIT(4096), claims = BUF_INIT(4096), sig = BUF_INIT(4096);
-	struct fault f = { 0 };
+	struct buf jwt = BUF_INIT_SECRET(65536), head = BUF_INIT(4096), claims = BUF_INIT(4096),
+		   sig = BUF_INIT(4096);
+	struct fault f = {0};
 	char kid[8], want[512];
 	size_t n;
 
@@ -239,7 +246,8 @@ START_TEST(assertion_verifies)
 	ck_assert_str_eq(buf_str(&head), rows[_i].head);
 	const char *jti = strstr(buf_str(&claims), "\"jti\":\"") + 7;
 	snprintf(want, sizeof(want),
-		"{\"aud\":\"" AUD "\",\"exp\":1767225660,\"iat\":1767225600,\"iss\":\"client-1\",\"jti\":\"%.36s\","
+		"{\"aud\":\"" AUD
+		"\",\"exp\":1767225660,\"iat\":1767225600,\"iss\":\"client-1\",\"jti\":\"%.36s\","
 		"\"nbf\":1767225600,\"sub\":\"client-1\"}",
 		jti);
 	ck_assert_str_eq(buf_str(&claims), want);
@@ -260,19 +268,21 @@ START_TEST(every_attempt_has_its_own_jti_and_one_method)
 {
 	EVP_PKEY *key = key_for(SIGN_ES256);
 	struct client c = client_of(CLIENT_AUTH_JWT, "client-1", "never sent");
-	struct buf a = BUF_INIT_SECRET(65536), b = BUF_INIT_SECRET(65536), claims[2] = { BUF_INIT(4096), BUF_INIT(4096) };
+	struct buf a = BUF_INIT_SECRET(65536), b = BUF_INIT_SECRET(65536),
+		   claims[2] = {BUF_INIT(4096), BUF_INIT(4096)};
 	struct buf rest = BUF_INIT(8192);
-	struct fault f = { 0 };
+	struct fault f = {0};
 
 	c.signer = load(key, SIGN_ES256);
 	c.alg = SIGN_ES256;
 	ck_ok(apply(&c, false, 0, &a, &f));
 	ck_ok(apply(&c, false, 0, &b, &f));
-	const struct buf *both[] = { &a, &b };
+	const struct buf *both[] = {&a, &b};
 	for (int i = 0; i < 2; i++) {
-		const char *head = "param client_id=client-1\n"
-				   "param client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer\n"
-				   "param client_assertion=";
+		const char *head =
+			"param client_id=client-1\n"
+			"param client_assertion_type=urn:ietf:params:oauth:client-assertion-type:jwt-bearer\n"
+			"param client_assertion=";
 		ck_assert_int_eq(strncmp(buf_str(both[i]), head, strlen(head)), 0);
 		ck_assert_ptr_null(strstr(buf_str(both[i]), "never sent"));
 		ck_assert_ptr_null(strstr(buf_str(both[i]), "header"));
@@ -295,11 +305,12 @@ END_TEST
 
 START_TEST(a_refusing_sink_stops_everything)
 {
-	static const enum client_auth auths[] = { CLIENT_AUTH_BASIC, CLIENT_AUTH_POST, CLIENT_AUTH_JWT, CLIENT_AUTH_NONE };
-	static const int calls[] = { 1, 2, 3, 1 };
+	static const enum client_auth auths[] = {
+		CLIENT_AUTH_BASIC, CLIENT_AUTH_POST, CLIENT_AUTH_JWT, CLIENT_AUTH_NONE};
+	static const int calls[] = {1, 2, 3, 1};
 	EVP_PKEY *key = key_for(SIGN_ES256);
 	struct buf out = BUF_INIT_SECRET(65536);
-	struct fault f = { 0 };
+	struct fault f = {0};
 
 	for (size_t i = 0; i < 4; i++) {
 		struct client c = client_of(auths[i], "id", "secret");
@@ -319,7 +330,7 @@ START_TEST(assertion_that_does_not_fit_leaves_the_output_alone)
 	EVP_PKEY *key = key_for(SIGN_ES256);
 	struct client c = client_of(CLIENT_AUTH_JWT, "id", "");
 	struct buf out = BUF_INIT_SECRET(16), large = BUF_INIT_SECRET(65536);
-	struct fault f = { 0 };
+	struct fault f = {0};
 	char *aud = mem_alloc(20001);
 
 	c.signer = load(key, SIGN_ES256);

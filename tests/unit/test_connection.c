@@ -60,7 +60,7 @@ END_TEST
 
 static void id_text(const char *a, const char *c, const char *u, const char *s, char out[STR_UUID_BYTES])
 {
-	struct conn_key k = { a, c, u, s };
+	struct conn_key k = {a, c, u, s};
 	uint8_t id[16];
 
 	conn_id_of(&k, id);
@@ -99,11 +99,11 @@ END_TEST
 
 START_TEST(slots_are_in_range_and_even)
 {
-	unsigned count[CONN_SLOTS] = { 0 };
+	unsigned count[CONN_SLOTS] = {0};
 	char consumer[16];
 
 	for (int i = 0; i < 40960; i++) {
-		struct conn_key k = { "app", consumer, "crm", "x" };
+		struct conn_key k = {"app", consumer, "crm", "x"};
 		uint8_t id[16];
 		snprintf(consumer, sizeof(consumer), "c%d", i);
 		conn_id_of(&k, id);
@@ -118,22 +118,22 @@ START_TEST(slots_are_in_range_and_even)
 		ck_assert_uint_gt(count[i], 5);
 		ck_assert_uint_lt(count[i], 100);
 	}
-	ck_assert_int_eq(conn_slot_of((const uint8_t[16]){ 0xff, 0xff }), 1023);
-	ck_assert_int_eq(conn_slot_of((const uint8_t[16]){ 0x00, 0x40 }), 1);
-	ck_assert_int_eq(conn_slot_of((const uint8_t[16]){ 0x00, 0x3f, 0xff }), 0);
+	ck_assert_int_eq(conn_slot_of((const uint8_t[16]){0xff, 0xff}), 1023);
+	ck_assert_int_eq(conn_slot_of((const uint8_t[16]){0x00, 0x40}), 1);
+	ck_assert_int_eq(conn_slot_of((const uint8_t[16]){0x00, 0x3f, 0xff}), 0);
 }
 END_TEST
 
 static int check_key(const char *a, const char *c, const char *u, const char *s, struct fault *f)
 {
-	struct conn_key k = { a, c, u, s };
+	struct conn_key k = {a, c, u, s};
 	return conn_key_check(&k, f);
 }
 
 START_TEST(good_keys_pass)
 {
 	char longest[201], name[65];
-	struct fault f = { 0 };
+	struct fault f = {0};
 
 	memset(longest, 'x', 200);
 	longest[200] = '\0';
@@ -143,7 +143,7 @@ START_TEST(good_keys_pass)
 	ck_ok(check_key("a b/c+d%\xc3\xa9", "\xf0\x9f\x98\x80", "0", "a-b_c", NULL));
 	ck_ok(check_key(longest, longest, name, name, &f));
 	uint8_t id[16];
-	conn_id_of(&(struct conn_key){ longest, longest, name, name }, id);
+	conn_id_of(&(struct conn_key){longest, longest, name, name}, id);
 }
 END_TEST
 
@@ -152,26 +152,27 @@ START_TEST(bad_keys_name_their_part)
 	static const struct {
 		const char *a, *c, *u, *s, *part, *what;
 	} rows[] = {
-		{ "", "c", "u", "s", "application_id", "empty" },
-		{ NULL, "c", "u", "s", "application_id", "empty" },
-		{ "a", "", "u", "s", "consumer_id", "empty" },
-		{ "a", "c\n", "u", "s", "consumer_id", "control" },
-		{ "a", "c\x7f", "u", "s", "consumer_id", "control" },
-		{ "a", "c\xff", "u", "s", "consumer_id", "UTF-8" },
-		{ "\xed\xa0\x80", "c", "u", "s", "application_id", "UTF-8" },
-		{ "a", "c", "", "s", "unified_api", "empty" },
-		{ "a", "c", "CRM", "s", "unified_api", "a-z" },
-		{ "a", "c", "-crm", "s", "unified_api", "start" },
-		{ "a", "c", "u", "sales.force", "service_id", "a-z" },
-		{ "a", "c", "u", "_x", "service_id", "start" },
-		{ "a", "c", "u", NULL, "service_id", "empty" },
+		{"", "c", "u", "s", "application_id", "empty"},
+		{NULL, "c", "u", "s", "application_id", "empty"},
+		{"a", "", "u", "s", "consumer_id", "empty"},
+		{"a", "c\n", "u", "s", "consumer_id", "control"},
+		{"a", "c\x7f", "u", "s", "consumer_id", "control"},
+		{"a", "c\xff", "u", "s", "consumer_id", "UTF-8"},
+		{"\xed\xa0\x80", "c", "u", "s", "application_id", "UTF-8"},
+		{"a", "c", "", "s", "unified_api", "empty"},
+		{"a", "c", "CRM", "s", "unified_api", "a-z"},
+		{"a", "c", "-crm", "s", "unified_api", "start"},
+		{"a", "c", "u", "sales.force", "service_id", "a-z"},
+		{"a", "c", "u", "_x", "service_id", "start"},
+		{"a", "c", "u", NULL, "service_id", "empty"},
 	};
 	char longer[202], name[66];
 	struct fault f;
 
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		ck_assert_int_eq(check_key(rows[i].a, rows[i].c, rows[i].u, rows[i].s, &f), ST_INVALID);
-		ck_assert_msg(strstr(f.text, rows[i].part) && strstr(f.text, rows[i].what), "row %zu: %s", i, f.text);
+		ck_assert_msg(strstr(f.text, rows[i].part) && strstr(f.text, rows[i].what), "row %zu: %s", i,
+			f.text);
 	}
 	memset(longer, 'x', 201);
 	longer[201] = '\0';
@@ -186,7 +187,7 @@ END_TEST
 
 START_TEST(table_has_every_pair_once)
 {
-	unsigned seen[N_HEALTHS][N_EVENTS] = { { 0 } };
+	unsigned seen[N_HEALTHS][N_EVENTS] = {{0}};
 	const struct conn_rule *r;
 	unsigned n = 0;
 
@@ -216,51 +217,51 @@ static const struct {
 	enum conn_health to_h;
 	enum event_type tell;
 } transitions[] = {
-	{ CALL, HEALTH_OK, CE_IMPORTED, CALL, HEALTH_OK, EVENT_NONE },
-	{ CALL, HEALTH_OK, CE_REFRESHED, CALL, HEALTH_OK, EVENT_NONE },
-	{ CALL, HEALTH_OK, CE_FAILED, CALL, PEND, EVENT_REFRESH_PENDING },
-	{ CALL, HEALTH_OK, CE_DEAD, DEAD, NEEDS, EVENT_REFRESH_FAILED },
-	{ CALL, HEALTH_OK, CE_SETTINGS_MISSING, AUTH, MISS, EVENT_UPDATED },
-	{ CALL, HEALTH_OK, CE_REVOKED, DEAD, GONE, EVENT_REVOKED },
+	{CALL, HEALTH_OK, CE_IMPORTED, CALL, HEALTH_OK, EVENT_NONE},
+	{CALL, HEALTH_OK, CE_REFRESHED, CALL, HEALTH_OK, EVENT_NONE},
+	{CALL, HEALTH_OK, CE_FAILED, CALL, PEND, EVENT_REFRESH_PENDING},
+	{CALL, HEALTH_OK, CE_DEAD, DEAD, NEEDS, EVENT_REFRESH_FAILED},
+	{CALL, HEALTH_OK, CE_SETTINGS_MISSING, AUTH, MISS, EVENT_UPDATED},
+	{CALL, HEALTH_OK, CE_REVOKED, DEAD, GONE, EVENT_REVOKED},
 
-	{ CALL, PEND, CE_IMPORTED, CALL, HEALTH_OK, EVENT_REFRESH_RECOVERED },
-	{ CALL, PEND, CE_REFRESHED, CALL, HEALTH_OK, EVENT_REFRESH_RECOVERED },
-	{ CALL, PEND, CE_FAILED, CALL, PEND, EVENT_NONE },
-	{ CALL, PEND, CE_DEAD, DEAD, NEEDS, EVENT_REFRESH_FAILED },
-	{ CALL, PEND, CE_SETTINGS_MISSING, AUTH, MISS, EVENT_UPDATED },
-	{ CALL, PEND, CE_REVOKED, DEAD, GONE, EVENT_REVOKED },
-	{ AUTH, PEND, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE },
-	{ AUTH, PEND, CE_REFRESHED, CALL, HEALTH_OK, EVENT_REFRESH_RECOVERED },
+	{CALL, PEND, CE_IMPORTED, CALL, HEALTH_OK, EVENT_REFRESH_RECOVERED},
+	{CALL, PEND, CE_REFRESHED, CALL, HEALTH_OK, EVENT_REFRESH_RECOVERED},
+	{CALL, PEND, CE_FAILED, CALL, PEND, EVENT_NONE},
+	{CALL, PEND, CE_DEAD, DEAD, NEEDS, EVENT_REFRESH_FAILED},
+	{CALL, PEND, CE_SETTINGS_MISSING, AUTH, MISS, EVENT_UPDATED},
+	{CALL, PEND, CE_REVOKED, DEAD, GONE, EVENT_REVOKED},
+	{AUTH, PEND, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{AUTH, PEND, CE_REFRESHED, CALL, HEALTH_OK, EVENT_REFRESH_RECOVERED},
 
-	{ DEAD, NEEDS, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE },
-	{ DEAD, NEEDS, CE_REFRESHED, CALL, HEALTH_OK, EVENT_REFRESH_RECOVERED },
-	{ DEAD, NEEDS, CE_FAILED, DEAD, NEEDS, EVENT_NONE },
-	{ DEAD, NEEDS, CE_DEAD, DEAD, NEEDS, EVENT_NONE },
-	{ DEAD, NEEDS, CE_SETTINGS_MISSING, DEAD, NEEDS, EVENT_NONE },
-	{ DEAD, NEEDS, CE_REVOKED, DEAD, GONE, EVENT_REVOKED },
+	{DEAD, NEEDS, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{DEAD, NEEDS, CE_REFRESHED, CALL, HEALTH_OK, EVENT_REFRESH_RECOVERED},
+	{DEAD, NEEDS, CE_FAILED, DEAD, NEEDS, EVENT_NONE},
+	{DEAD, NEEDS, CE_DEAD, DEAD, NEEDS, EVENT_NONE},
+	{DEAD, NEEDS, CE_SETTINGS_MISSING, DEAD, NEEDS, EVENT_NONE},
+	{DEAD, NEEDS, CE_REVOKED, DEAD, GONE, EVENT_REVOKED},
 
-	{ AUTH, MISS, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE },
-	{ AUTH, MISS, CE_REFRESHED, CALL, HEALTH_OK, EVENT_CALLABLE },
-	{ AUTH, MISS, CE_FAILED, CALL, PEND, EVENT_REFRESH_PENDING },
-	{ AUTH, MISS, CE_DEAD, DEAD, NEEDS, EVENT_REFRESH_FAILED },
-	{ AUTH, MISS, CE_SETTINGS_MISSING, AUTH, MISS, EVENT_NONE },
-	{ AUTH, MISS, CE_REVOKED, DEAD, GONE, EVENT_REVOKED },
+	{AUTH, MISS, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{AUTH, MISS, CE_REFRESHED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{AUTH, MISS, CE_FAILED, CALL, PEND, EVENT_REFRESH_PENDING},
+	{AUTH, MISS, CE_DEAD, DEAD, NEEDS, EVENT_REFRESH_FAILED},
+	{AUTH, MISS, CE_SETTINGS_MISSING, AUTH, MISS, EVENT_NONE},
+	{AUTH, MISS, CE_REVOKED, DEAD, GONE, EVENT_REVOKED},
 
-	{ DEAD, GONE, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE },
-	{ DEAD, GONE, CE_REFRESHED, DEAD, GONE, EVENT_NONE },
-	{ DEAD, GONE, CE_FAILED, DEAD, GONE, EVENT_NONE },
-	{ DEAD, GONE, CE_DEAD, DEAD, GONE, EVENT_NONE },
-	{ DEAD, GONE, CE_SETTINGS_MISSING, DEAD, GONE, EVENT_NONE },
-	{ DEAD, GONE, CE_REVOKED, DEAD, GONE, EVENT_NONE },
+	{DEAD, GONE, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{DEAD, GONE, CE_REFRESHED, DEAD, GONE, EVENT_NONE},
+	{DEAD, GONE, CE_FAILED, DEAD, GONE, EVENT_NONE},
+	{DEAD, GONE, CE_DEAD, DEAD, GONE, EVENT_NONE},
+	{DEAD, GONE, CE_SETTINGS_MISSING, DEAD, GONE, EVENT_NONE},
+	{DEAD, GONE, CE_REVOKED, DEAD, GONE, EVENT_NONE},
 
-	{ CONN_ADDED, HEALTH_OK, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE },
-	{ CONN_ADDED, HEALTH_OK, CE_REFRESHED, CALL, HEALTH_OK, EVENT_CALLABLE },
-	{ CONN_ADDED, HEALTH_OK, CE_FAILED, CONN_ADDED, HEALTH_OK, EVENT_NONE },
-	{ CONN_ADDED, HEALTH_OK, CE_DEAD, CONN_ADDED, HEALTH_OK, EVENT_NONE },
-	{ CONN_ADDED, HEALTH_OK, CE_SETTINGS_MISSING, CONN_ADDED, HEALTH_OK, EVENT_NONE },
-	{ CONN_ADDED, HEALTH_OK, CE_REVOKED, CONN_ADDED, HEALTH_OK, EVENT_NONE },
-	{ CONN_AVAILABLE, HEALTH_OK, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE },
-	{ CONN_AVAILABLE, HEALTH_NEEDS_AUTH, CE_DEAD, CONN_AVAILABLE, HEALTH_NEEDS_AUTH, EVENT_NONE },
+	{CONN_ADDED, HEALTH_OK, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{CONN_ADDED, HEALTH_OK, CE_REFRESHED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{CONN_ADDED, HEALTH_OK, CE_FAILED, CONN_ADDED, HEALTH_OK, EVENT_NONE},
+	{CONN_ADDED, HEALTH_OK, CE_DEAD, CONN_ADDED, HEALTH_OK, EVENT_NONE},
+	{CONN_ADDED, HEALTH_OK, CE_SETTINGS_MISSING, CONN_ADDED, HEALTH_OK, EVENT_NONE},
+	{CONN_ADDED, HEALTH_OK, CE_REVOKED, CONN_ADDED, HEALTH_OK, EVENT_NONE},
+	{CONN_AVAILABLE, HEALTH_OK, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{CONN_AVAILABLE, HEALTH_NEEDS_AUTH, CE_DEAD, CONN_AVAILABLE, HEALTH_NEEDS_AUTH, EVENT_NONE},
 };
 
 START_TEST(every_transition)
@@ -279,14 +280,15 @@ START_TEST(every_change_is_told_and_nothing_else)
 	for (int s = 0; s <= CONN_INVALID; s++) {
 		for (int h = 0; h < N_HEALTHS; h++) {
 			for (int e = 0; e < N_EVENTS; e++) {
-				struct conn_change to =
-					connection_apply((enum conn_state)s, (enum conn_health)h, (enum conn_event)e);
+				struct conn_change to = connection_apply(
+					(enum conn_state)s, (enum conn_health)h, (enum conn_event)e);
 				if ((int)to.health != h)
 					ck_assert_int_ne(to.event, EVENT_NONE);
 				else if ((int)to.state == s)
 					ck_assert_int_eq(to.event, EVENT_NONE);
 				/* The same event once more has nothing new to say. */
-				struct conn_change again = connection_apply(to.state, to.health, (enum conn_event)e);
+				struct conn_change again =
+					connection_apply(to.state, to.health, (enum conn_event)e);
 				ck_assert_int_eq(again.event, EVENT_NONE);
 				ck_assert_int_eq(again.state, to.state);
 				ck_assert_int_eq(again.health, to.health);
@@ -303,11 +305,21 @@ START_TEST(a_whole_life)
 		enum conn_event ev;
 		enum event_type tell;
 	} steps[] = {
-		{ CE_REFRESHED, EVENT_NONE }, { CE_FAILED, EVENT_REFRESH_PENDING }, { CE_FAILED, EVENT_NONE },
-		{ CE_FAILED, EVENT_NONE }, { CE_REFRESHED, EVENT_REFRESH_RECOVERED }, { CE_REFRESHED, EVENT_NONE },
-		{ CE_FAILED, EVENT_REFRESH_PENDING }, { CE_DEAD, EVENT_REFRESH_FAILED }, { CE_DEAD, EVENT_NONE },
-		{ CE_IMPORTED, EVENT_CALLABLE }, { CE_DEAD, EVENT_REFRESH_FAILED }, { CE_IMPORTED, EVENT_CALLABLE },
-		{ CE_IMPORTED, EVENT_NONE }, { CE_REVOKED, EVENT_REVOKED }, { CE_REFRESHED, EVENT_NONE },
+		{CE_REFRESHED, EVENT_NONE},
+		{CE_FAILED, EVENT_REFRESH_PENDING},
+		{CE_FAILED, EVENT_NONE},
+		{CE_FAILED, EVENT_NONE},
+		{CE_REFRESHED, EVENT_REFRESH_RECOVERED},
+		{CE_REFRESHED, EVENT_NONE},
+		{CE_FAILED, EVENT_REFRESH_PENDING},
+		{CE_DEAD, EVENT_REFRESH_FAILED},
+		{CE_DEAD, EVENT_NONE},
+		{CE_IMPORTED, EVENT_CALLABLE},
+		{CE_DEAD, EVENT_REFRESH_FAILED},
+		{CE_IMPORTED, EVENT_CALLABLE},
+		{CE_IMPORTED, EVENT_NONE},
+		{CE_REVOKED, EVENT_REVOKED},
+		{CE_REFRESHED, EVENT_NONE},
 	};
 
 	ck_assert_int_eq(c.event, EVENT_CALLABLE);

@@ -25,31 +25,42 @@
 
 static const char apideck_body[] =
 	"{\"payload\":{\"entity\":{\"auth_type\":\"oauth2\",\"consumer_id\":\"c1\","
-	"\"created_at\":\"2020-09-19T12:18:37.071Z\",\"enabled\":true,\"health\":\"needs_auth\",\"icon\":\"\","
+	"\"created_at\":\"2020-09-19T12:18:37.071Z\",\"enabled\":true,\"health\":\"needs_auth\",\"icon\":"
+	"\"\","
 	"\"id\":\"app1+c1\",\"last_refresh_failed_at\":\"2026-11-23T10:00:00.000Z\",\"logo\":\"\","
 	"\"name\":\"Salesforce\",\"service_id\":\"salesforce\",\"state\":\"added\",\"tag_line\":\"\","
 	"\"unified_api\":\"crm\",\"updated_at\":\"2026-11-23T10:00:00.000Z\","
-	"\"website\":\"https://www.salesforce.com\"},\"entity_id\":\"app1+c1\",\"entity_type\":\"Connection\","
+	"\"website\":\"https://"
+	"www.salesforce.com\"},\"entity_id\":\"app1+c1\",\"entity_type\":\"Connection\","
 	"\"event_id\":\"9755c355-56c3-4a2f-a2da-86ff4411fccb\","
 	"\"event_type\":\"vault.connection.token_refresh.failed\",\"execution_attempt\":1,"
 	"\"occurred_at\":\"2026-11-23T10:00:00.000Z\",\"service_id\":\"apideck-vault\"}}";
 
-static const uint8_t an_id[16] = { 0x97, 0x55, 0xc3, 0x55, 0x56, 0xc3, 0x4a, 0x2f, 0xa2, 0xda, 0x86, 0xff, 0x44, 0x11, 0xfc,
-	0xcb };
+static const uint8_t an_id[16] = {
+	0x97, 0x55, 0xc3, 0x55, 0x56, 0xc3, 0x4a, 0x2f, 0xa2, 0xda, 0x86, 0xff, 0x44, 0x11, 0xfc, 0xcb};
 #define TEN_OCLOCK (INT64_C(1795428000) * US_PER_S) /* 2026-11-23T10:00:00Z */
 
 static struct event_entity salesforce(void)
 {
-	return (struct event_entity){ .application_id = "app1", .consumer_id = "c1", .unified_api = "crm",
-		.service_id = "salesforce", .name = "Salesforce", .website = "https://www.salesforce.com",
-		.auth_type = "oauth2", .state = "added", .health = "needs_auth", .enabled = true,
-		.created_at = INT64_C(1600517917071000), .updated_at = TEN_OCLOCK, .last_refresh_failed_at = TEN_OCLOCK };
+	return (struct event_entity){.application_id = "app1",
+		.consumer_id = "c1",
+		.unified_api = "crm",
+		.service_id = "salesforce",
+		.name = "Salesforce",
+		.website = "https://www.salesforce.com",
+		.auth_type = "oauth2",
+		.state = "added",
+		.health = "needs_auth",
+		.enabled = true,
+		.created_at = INT64_C(1600517917071000),
+		.updated_at = TEN_OCLOCK,
+		.last_refresh_failed_at = TEN_OCLOCK};
 }
 
 static struct event_secret secret_of(const char *text)
 {
 	struct event_secret s;
-	struct fault f = { 0 };
+	struct fault f = {0};
 
 	ck_assert_msg(event_secret_parse(text, strlen(text), &s, &f) == 0, "%s", f.text);
 	return s;
@@ -77,21 +88,30 @@ START_TEST(patterns)
 		enum event_type t;
 		bool want;
 	} rows[] = {
-		{ "*", EVENT_REFRESH_FAILED, true }, { "*", EVENT_PROVIDER_FAILING, true }, { "*", EVENT_NONE, false },
-		{ "vault.connection.*", EVENT_CREATED, true }, { "vault.connection.*", EVENT_REFRESH_FAILED, true },
-		{ "vault.connection.*", EVENT_PROVIDER_FAILING, false }, { "vault.*", EVENT_UPDATED, true },
-		{ "vault.connection.token_refresh.*", EVENT_REFRESH_PENDING, true },
-		{ "vault.connection.token_refresh.*", EVENT_UPDATED, false },
-		{ "vault.connection.updated", EVENT_UPDATED, true }, { "vault.connection.update", EVENT_UPDATED, false },
-		{ "vault.connection.upd*", EVENT_UPDATED, false }, { "", EVENT_UPDATED, false }, { "", EVENT_NONE, false },
-		{ ".*", EVENT_UPDATED, false }, { "Vault.*", EVENT_UPDATED, false },
-		{ "refreshd.webhook.test", EVENT_TEST, true },
+		{"*", EVENT_REFRESH_FAILED, true},
+		{"*", EVENT_PROVIDER_FAILING, true},
+		{"*", EVENT_NONE, false},
+		{"vault.connection.*", EVENT_CREATED, true},
+		{"vault.connection.*", EVENT_REFRESH_FAILED, true},
+		{"vault.connection.*", EVENT_PROVIDER_FAILING, false},
+		{"vault.*", EVENT_UPDATED, true},
+		{"vault.connection.token_refresh.*", EVENT_REFRESH_PENDING, true},
+		{"vault.connection.token_refresh.*", EVENT_UPDATED, false},
+		{"vault.connection.updated", EVENT_UPDATED, true},
+		{"vault.connection.update", EVENT_UPDATED, false},
+		{"vault.connection.upd*", EVENT_UPDATED, false},
+		{"", EVENT_UPDATED, false},
+		{"", EVENT_NONE, false},
+		{".*", EVENT_UPDATED, false},
+		{"Vault.*", EVENT_UPDATED, false},
+		{"refreshd.webhook.test", EVENT_TEST, true},
 	};
 
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-		ck_assert_msg(event_type_matches(&rows[i].pattern, 1, rows[i].t) == rows[i].want, "row %zu", i);
+		ck_assert_msg(
+			event_type_matches(&rows[i].pattern, 1, rows[i].t) == rows[i].want, "row %zu", i);
 	ck_assert(!event_type_matches(NULL, 0, EVENT_CREATED));
-	const char *two[] = { "refreshd.*", "vault.connection.created" };
+	const char *two[] = {"refreshd.*", "vault.connection.created"};
 	ck_assert(event_type_matches(two, 2, EVENT_CREATED));
 	ck_assert(!event_type_matches(two, 2, EVENT_UPDATED));
 }
@@ -113,15 +133,18 @@ END_TEST
 
 START_TEST(entity_without_failure_and_with_odd_text)
 {
-	struct event_entity e = { .application_id = "a\"b", .consumer_id = "\xc3\xa9/\xe2\x82\xac", .state = "callable" };
+	struct event_entity e = {
+		.application_id = "a\"b", .consumer_id = "\xc3\xa9/\xe2\x82\xac", .state = "callable"};
 	struct buf out = BUF_INIT(4096);
 
 	ck_ok(event_entity_build(&e, &out));
-	ck_assert_str_eq(buf_str(&out),
-		"{\"auth_type\":\"\",\"consumer_id\":\"\xc3\xa9/\xe2\x82\xac\",\"created_at\":\"1970-01-01T00:00:00.000Z\","
-		"\"enabled\":false,\"health\":\"\",\"icon\":\"\",\"id\":\"a\\\"b+\xc3\xa9/\xe2\x82\xac\",\"logo\":\"\","
-		"\"name\":\"\",\"service_id\":\"\",\"state\":\"callable\",\"tag_line\":\"\",\"unified_api\":\"\","
-		"\"updated_at\":\"1970-01-01T00:00:00.000Z\",\"website\":\"\"}");
+	ck_assert_str_eq(buf_str(&out), "{\"auth_type\":\"\",\"consumer_id\":\"\xc3\xa9/"
+					"\xe2\x82\xac\",\"created_at\":\"1970-01-01T00:00:00.000Z\","
+					"\"enabled\":false,\"health\":\"\",\"icon\":\"\",\"id\":\"a\\\"b+"
+					"\xc3\xa9/\xe2\x82\xac\",\"logo\":\"\","
+					"\"name\":\"\",\"service_id\":\"\",\"state\":\"callable\",\"tag_"
+					"line\":\"\",\"unified_api\":\"\","
+					"\"updated_at\":\"1970-01-01T00:00:00.000Z\",\"website\":\"\"}");
 	buf_fini(&out);
 }
 END_TEST
@@ -139,8 +162,13 @@ END_TEST
 
 static struct event_body failed_body(const char *entity)
 {
-	return (struct event_body){ .entity_json = entity, .entity_id = "app1+c1", .entity_type = "Connection",
-		.event_id = an_id, .type = EVENT_REFRESH_FAILED, .occurred_at = TEN_OCLOCK, .execution_attempt = 1 };
+	return (struct event_body){.entity_json = entity,
+		.entity_id = "app1+c1",
+		.entity_type = "Connection",
+		.event_id = an_id,
+		.type = EVENT_REFRESH_FAILED,
+		.occurred_at = TEN_OCLOCK,
+		.execution_attempt = 1};
 }
 
 START_TEST(body_is_the_published_one_with_our_name)
@@ -171,10 +199,12 @@ START_TEST(body_with_reason_and_attempts)
 	b.execution_attempt = 3;
 	ck_ok(event_body_build(&b, &out));
 	ck_assert_str_eq(buf_str(&out),
-		"{\"payload\":{\"attempts\":7,\"entity\":{},\"entity_id\":\"app1+c1\",\"entity_type\":\"Connection\","
+		"{\"payload\":{\"attempts\":7,\"entity\":{},\"entity_id\":\"app1+c1\",\"entity_type\":"
+		"\"Connection\","
 		"\"event_id\":\"9755c355-56c3-4a2f-a2da-86ff4411fccb\","
 		"\"event_type\":\"vault.connection.token_refresh.failed\",\"execution_attempt\":3,"
-		"\"occurred_at\":\"2026-11-23T10:00:00.000Z\",\"reason\":\"invalid_grant\",\"service_id\":\"refreshd\"}}");
+		"\"occurred_at\":\"2026-11-23T10:00:00.000Z\",\"reason\":\"invalid_grant\",\"service_id\":"
+		"\"refreshd\"}}");
 	buf_fini(&out);
 }
 END_TEST
@@ -233,7 +263,7 @@ static int sign_std(const struct event_secret *const *v, size_t n, struct signer
 START_TEST(standard_webhooks_vector)
 {
 	struct event_secret s = secret_of(STD_SECRET);
-	const struct event_secret *v[] = { &s };
+	const struct event_secret *v[] = {&s};
 	struct buf out = BUF_INIT(256);
 
 	ck_ok(sign_std(v, 1, NULL, &out));
@@ -246,11 +276,12 @@ END_TEST
 START_TEST(old_and_new_secret_give_two_signatures)
 {
 	struct event_secret s = secret_of(STD_SECRET), raw = secret_of("sixteen bytes ok");
-	const struct event_secret *v[] = { &raw, &s };
+	const struct event_secret *v[] = {&raw, &s};
 	struct buf out = BUF_INIT(256), want = BUF_INIT(256);
 	uint8_t mac[32];
 
-	crypto_hmac_sha256("sixteen bytes ok", 16, STD_ID ".1614265330." STD_BODY, strlen(STD_ID ".1614265330." STD_BODY), mac);
+	crypto_hmac_sha256("sixteen bytes ok", 16, STD_ID ".1614265330." STD_BODY,
+		strlen(STD_ID ".1614265330." STD_BODY), mac);
 	ck_ok(buf_puts(&want, "v1,"));
 	ck_ok(base64_encode(&want, mac, 32));
 	ck_ok(buf_puts(&want, " " STD_SIG));
@@ -272,12 +303,12 @@ START_TEST(ed25519_signature_verifies)
 	fclose(file);
 
 	struct signer *signer = NULL;
-	struct fault f = { 0 };
+	struct fault f = {0};
 	int rc = signer_load(path, SIGN_ED25519, &signer, &f);
 	unlink(path);
 	ck_assert_msg(rc == 0, "%s", f.text);
 	struct event_secret s = secret_of(STD_SECRET);
-	const struct event_secret *v[] = { &s };
+	const struct event_secret *v[] = {&s};
 	struct buf out = BUF_INIT(512), sig = BUF_INIT(64);
 	ck_ok(sign_std(v, 1, signer, &out));
 	ck_assert_int_eq(strncmp(buf_str(&out), STD_SIG " v1a,", strlen(STD_SIG) + 5), 0);
@@ -286,7 +317,8 @@ START_TEST(ed25519_signature_verifies)
 	const char text[] = STD_ID ".1614265330." STD_BODY;
 	EVP_MD_CTX *md = EVP_MD_CTX_new();
 	ck_assert_int_eq(EVP_DigestVerifyInit(md, NULL, NULL, NULL, key), 1);
-	ck_assert_int_eq(EVP_DigestVerify(md, sig.data, sig.len, (const unsigned char *)text, strlen(text)), 1);
+	ck_assert_int_eq(
+		EVP_DigestVerify(md, sig.data, sig.len, (const unsigned char *)text, strlen(text)), 1);
 	EVP_MD_CTX_free(md);
 
 	buf_reset(&out);
@@ -303,7 +335,7 @@ END_TEST
 START_TEST(ambiguous_signatures_are_refused)
 {
 	struct event_secret s = secret_of(STD_SECRET);
-	const struct event_secret *v[] = { &s };
+	const struct event_secret *v[] = {&s};
 	struct buf out = BUF_INIT(256), tiny = BUF_INIT(8);
 	static char big[50000];
 
@@ -342,23 +374,25 @@ START_TEST(secrets_bad)
 		int code;
 		const char *what;
 	} rows[] = {
-		{ "", ST_INVALID, "0 bytes" },
-		{ "0123456789abcde", ST_INVALID, "15 bytes" },
-		{ "0123456789abcdef\n", ST_INVALID, "control" },
-		{ "whsec_", ST_INVALID, "0 bytes" },
-		{ "whsec_AAAA", ST_INVALID, "3 bytes" },
-		{ "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS", ST_SYNTAX, "base64" },
-		{ "whsec_not base64 at all, though long", ST_SYNTAX, "base64" },
-		{ "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", ST_INVALID,
-			"65 bytes" },
+		{"", ST_INVALID, "0 bytes"},
+		{"0123456789abcde", ST_INVALID, "15 bytes"},
+		{"0123456789abcdef\n", ST_INVALID, "control"},
+		{"whsec_", ST_INVALID, "0 bytes"},
+		{"whsec_AAAA", ST_INVALID, "3 bytes"},
+		{"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaS", ST_SYNTAX, "base64"},
+		{"whsec_not base64 at all, though long", ST_SYNTAX, "base64"},
+		{"whsec_"
+		 "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+			ST_INVALID, "65 bytes"},
 	};
-	struct event_secret s = { .text = BUF_INIT_SECRET(9), .key = BUF_INIT_SECRET(9) };
+	struct event_secret s = {.text = BUF_INIT_SECRET(9), .key = BUF_INIT_SECRET(9)};
 	struct fault f;
 	char longer[1026];
 
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
 		int rc = event_secret_parse(rows[i].text, strlen(rows[i].text), &s, &f);
-		ck_assert_msg(rc == rows[i].code && strstr(f.text, rows[i].what), "row %zu: %d %s", i, rc, f.text);
+		ck_assert_msg(
+			rc == rows[i].code && strstr(f.text, rows[i].what), "row %zu: %d %s", i, rc, f.text);
 		ck_assert_uint_eq(s.text.max, 9);
 	}
 	memset(longer, 'x', 1025);

@@ -26,7 +26,7 @@ struct fixture {
 static struct template *tmpl(const char *text)
 {
 	struct template *t = NULL;
-	struct fault f = { 0 };
+	struct fault f = {0};
 
 	ck_assert_msg(template_parse(text, &t, &f) == 0, "%s", f.text);
 	return t;
@@ -35,7 +35,7 @@ static struct template *tmpl(const char *text)
 static void add_named(struct named_template **v, size_t *n, const char *name, const char *text)
 {
 	*v = mem_realloc(*v, *n + 1, sizeof(**v));
-	(*v)[*n] = (struct named_template){ .name = mem_strdup(name), .value = tmpl(text) };
+	(*v)[*n] = (struct named_template){.name = mem_strdup(name), .value = tmpl(text)};
 	++*n;
 }
 
@@ -47,14 +47,15 @@ static void setup(struct fixture *x, const char *url, enum client_auth auth)
 {
 	static char app[] = "*", key[] = "acme", id[] = "id 1";
 
-	*x = (struct fixture){ .c = { .application = app, .provider = key, .client_id = id, .auth = auth } };
+	*x = (struct fixture){.c = {.application = app, .provider = key, .client_id = id, .auth = auth}};
 	x->p = mem_alloc(sizeof(*x->p));
 	x->p->key = mem_strdup(key);
 	x->p->token_url = tmpl(url);
 	x->p->grant_type = mem_strdup("refresh_token");
 	buf_init_secret(&x->c.secret, 1024);
 	ck_ok(buf_puts(&x->c.secret, "s&t"));
-	x->in = (struct grant_input){ .provider = x->p, .client = &x->c, .refresh_token = "R+T/=", .refresh_token_len = 5 };
+	x->in = (struct grant_input){
+		.provider = x->p, .client = &x->c, .refresh_token = "R+T/=", .refresh_token_len = 5};
 }
 
 static void done(struct fixture *x)
@@ -134,9 +135,9 @@ START_TEST(json_body)
 	PARAM(&x, "audience", "api");
 	PARAM(&x, "empty", "");
 	build(&x);
-	ck_assert_str_eq(buf_str(&x.req.body),
-		"{\"grant_type\":\"refresh_token\",\"refresh_token\":\"R\\\"\\\\/\xc3\xa9\",\"client_id\":\"id 1\","
-		"\"client_secret\":\"s&t\",\"audience\":\"api\"}");
+	ck_assert_str_eq(buf_str(&x.req.body), "{\"grant_type\":\"refresh_token\",\"refresh_token\":"
+					       "\"R\\\"\\\\/\xc3\xa9\",\"client_id\":\"id 1\","
+					       "\"client_secret\":\"s&t\",\"audience\":\"api\"}");
 	ck_assert_str_eq(header(&x, "Content-Type"), "application/json");
 	done(&x);
 }
@@ -161,7 +162,8 @@ START_TEST(query_and_get)
 	x.p->body_format = BODY_JSON;
 	build(&x);
 	ck_assert_str_eq(buf_str(&x.req.url),
-		"https://as.example/token?a=1&grant_type=refresh_token&refresh_token=R%2BT%2F%3D&client_id=id+1");
+		"https://as.example/"
+		"token?a=1&grant_type=refresh_token&refresh_token=R%2BT%2F%3D&client_id=id+1");
 	ck_assert(!x.req.post);
 	ck_assert_uint_eq(x.req.body.len, 0);
 	ck_assert_str_eq(header(&x, "Content-Type"), "");
@@ -200,7 +202,8 @@ START_TEST(params_omit_and_rename)
 	RENAME(&x, "client_id", "client_key");
 	RENAME(&x, "refresh_token", "rt");
 	build(&x);
-	ck_assert_str_eq(buf_str(&x.req.body), "rt=R%2BT%2F%3D&client_key=id+1&client_secret=s%26t&type=refresh");
+	ck_assert_str_eq(
+		buf_str(&x.req.body), "rt=R%2BT%2F%3D&client_key=id+1&client_secret=s%26t&type=refresh");
 	done(&x);
 
 	setup(&x, "https://as.example/token", CLIENT_AUTH_NONE);
@@ -211,7 +214,8 @@ START_TEST(params_omit_and_rename)
 	mem_free(x.p->grant_type);
 	x.p->grant_type = NULL;
 	build(&x);
-	ck_assert_str_eq(buf_str(&x.req.body), "grant_type=refresh_token&refresh_token=R%2BT%2F%3D&client_id=id+1");
+	ck_assert_str_eq(
+		buf_str(&x.req.body), "grant_type=refresh_token&refresh_token=R%2BT%2F%3D&client_id=id+1");
 	done(&x);
 }
 END_TEST
@@ -225,7 +229,8 @@ START_TEST(configured_params_replace_and_never_repeat)
 	PARAM(&x, "x", "1");
 	PARAM(&x, "x", "2");
 	build(&x);
-	ck_assert_str_eq(buf_str(&x.req.body), "grant_type=refresh_token&refresh_token=R%2BT%2F%3D&client_id=other&x=2");
+	ck_assert_str_eq(buf_str(&x.req.body),
+		"grant_type=refresh_token&refresh_token=R%2BT%2F%3D&client_id=other&x=2");
 	PARAM(&x, "client_id", "");
 	build(&x);
 	ck_assert_str_eq(buf_str(&x.req.body), "grant_type=refresh_token&refresh_token=R%2BT%2F%3D&x=2");
@@ -247,16 +252,16 @@ START_TEST(scope_rules)
 		char *literal, *separator;
 		const char *want;
 	} rows[] = {
-		{ SEND_SCOPE_NEVER, "x y", literal, NULL, "" },
-		{ SEND_SCOPE_STORED, "x y", literal, NULL, "&scope=x+y" },
-		{ SEND_SCOPE_STORED, NULL, literal, NULL, "" },
-		{ SEND_SCOPE_STORED, "", literal, NULL, "" },
-		{ SEND_SCOPE_STORED, "   ", literal, NULL, "" },
-		{ SEND_SCOPE_STORED, "x,y", literal, comma, "&scope=x%2Cy" },
-		{ SEND_SCOPE_LITERAL, "x y", literal, NULL, "&scope=a+b+c" },
-		{ SEND_SCOPE_LITERAL, "x y", literal, none, "&scope=a+b+c" },
-		{ SEND_SCOPE_LITERAL, "x y", literal, comma, "&scope=a%2Cb%2Cc" },
-		{ SEND_SCOPE_LITERAL, "x y", NULL, NULL, "" },
+		{SEND_SCOPE_NEVER, "x y", literal, NULL, ""},
+		{SEND_SCOPE_STORED, "x y", literal, NULL, "&scope=x+y"},
+		{SEND_SCOPE_STORED, NULL, literal, NULL, ""},
+		{SEND_SCOPE_STORED, "", literal, NULL, ""},
+		{SEND_SCOPE_STORED, "   ", literal, NULL, ""},
+		{SEND_SCOPE_STORED, "x,y", literal, comma, "&scope=x%2Cy"},
+		{SEND_SCOPE_LITERAL, "x y", literal, NULL, "&scope=a+b+c"},
+		{SEND_SCOPE_LITERAL, "x y", literal, none, "&scope=a+b+c"},
+		{SEND_SCOPE_LITERAL, "x y", literal, comma, "&scope=a%2Cb%2Cc"},
+		{SEND_SCOPE_LITERAL, "x y", NULL, NULL, ""},
 	};
 	struct fixture x;
 	char want[128];
@@ -268,8 +273,10 @@ START_TEST(scope_rules)
 		x.p->scope_separator = rows[i].separator == NULL ? NULL : mem_strdup(rows[i].separator);
 		x.in.scope = rows[i].stored;
 		build(&x);
-		snprintf(want, sizeof(want), "grant_type=refresh_token&refresh_token=R%%2BT%%2F%%3D%s", rows[i].want);
-		ck_assert_msg(strcmp(buf_str(&x.req.body), want) == 0, "row %zu: %s", i, buf_str(&x.req.body));
+		snprintf(want, sizeof(want), "grant_type=refresh_token&refresh_token=R%%2BT%%2F%%3D%s",
+			rows[i].want);
+		ck_assert_msg(
+			strcmp(buf_str(&x.req.body), want) == 0, "row %zu: %s", i, buf_str(&x.req.body));
 		done(&x);
 	}
 }
@@ -319,13 +326,13 @@ START_TEST(headers_are_guarded)
 	static const struct {
 		const char *name, *value, *what;
 	} rows[] = {
-		{ "Host", "evil.example", "cannot be set" },
-		{ "content-length", "0", "cannot be set" },
-		{ "Transfer-Encoding", "chunked", "cannot be set" },
-		{ "X Y", "1", "cannot be set" },
-		{ "X:Y", "1", "cannot be set" },
-		{ "", "1", "cannot be set" },
-		{ "authorization", "Bearer x", "sent twice" },
+		{"Host", "evil.example", "cannot be set"},
+		{"content-length", "0", "cannot be set"},
+		{"Transfer-Encoding", "chunked", "cannot be set"},
+		{"X Y", "1", "cannot be set"},
+		{"X:Y", "1", "cannot be set"},
+		{"", "1", "cannot be set"},
+		{"authorization", "Bearer x", "sent twice"},
 	};
 	struct fixture x;
 

@@ -51,8 +51,15 @@ static struct provider *provider_for(enum fixture_provider kind)
 
 static struct grant_reply reply_of(int status, const char *type, const char *body, size_t n)
 {
-	return (struct grant_reply){ .sent = true, .complete = true, .status = status, .content_type = type, .retry_after = "",
-		.body = body, .body_len = n, .start_wall_us = START, .now_wall_us = START + US_PER_S };
+	return (struct grant_reply){.sent = true,
+		.complete = true,
+		.status = status,
+		.content_type = type,
+		.retry_after = "",
+		.body = body,
+		.body_len = n,
+		.start_wall_us = START,
+		.now_wall_us = START + US_PER_S};
 }
 
 static void classify(struct provider *p, const char *body, struct grant_result *out)
@@ -72,8 +79,10 @@ START_TEST(fixture_means_what_it_should)
 	ck_assert_msg(out.outcome == x->outcome, "%d %s: %s", x->status, x->body, outcome_word(out.outcome));
 	ck_assert_msg(out.reason == x->reason, "%d %s: %s", x->status, x->body, reason_word(out.reason));
 	ck_assert_msg(strcmp(out.error, x->error) == 0, "%s: %s", x->body, out.error);
-	ck_assert_msg(strcmp(buf_str(&out.access_token), x->access) == 0, "%s: %s", x->body, buf_str(&out.access_token));
-	ck_assert_msg(strcmp(buf_str(&out.refresh_token), x->refresh) == 0, "%s: %s", x->body, buf_str(&out.refresh_token));
+	ck_assert_msg(strcmp(buf_str(&out.access_token), x->access) == 0, "%s: %s", x->body,
+		buf_str(&out.access_token));
+	ck_assert_msg(strcmp(buf_str(&out.refresh_token), x->refresh) == 0, "%s: %s", x->body,
+		buf_str(&out.refresh_token));
 	int64_t life = out.expires_at_us == 0 ? 0 : (out.expires_at_us - START) / US_PER_S;
 	ck_assert_msg(life == x->life_s, "%s: %lld", x->body, (long long)life);
 	ck_assert(out.access_token.secret && out.refresh_token.secret);
@@ -84,7 +93,7 @@ END_TEST
 
 START_TEST(there_are_enough_fixtures)
 {
-	unsigned seen[OUTCOME_COUNT] = { 0 };
+	unsigned seen[OUTCOME_COUNT] = {0};
 
 	ck_assert_uint_ge(N_FIXTURES, 150);
 	for (size_t i = 0; i < N_FIXTURES; i++)
@@ -130,8 +139,8 @@ START_TEST(retry_after_is_read_with_every_outcome)
 		int status;
 		const char *value;
 		int64_t want_s;
-	} rows[] = { { 429, "30", 30 }, { 503, "86400", 3600 }, { 503, "Mon, 23 Nov 2026 10:01:01 GMT", 60 }, { 429, "x", 0 },
-		{ 400, "-1", 0 }, { 504, "5", 5 }, { 200, "7", 7 } };
+	} rows[] = {{429, "30", 30}, {503, "86400", 3600}, {503, "Mon, 23 Nov 2026 10:01:01 GMT", 60},
+		{429, "x", 0}, {400, "-1", 0}, {504, "5", 5}, {200, "7", 7}};
 	struct provider *p = provider_for(PLAIN);
 
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
@@ -151,16 +160,17 @@ START_TEST(scope_and_type)
 	static const struct {
 		const char *body, *scope, *type;
 	} rows[] = {
-		{ "{\"access_token\":\"A\",\"scope\":\"a b\",\"token_type\":\"Bearer\"}", "a b", "Bearer" },
-		{ "{\"access_token\":\"A\",\"scope\":[\"a\",\"b\"],\"token_type\":\"DPoP\"}", "a b", "DPoP" },
-		{ "{\"access_token\":\"A\",\"scope\":\"\",\"token_type\":\"\"}", "", "" },
-		{ "{\"access_token\":\"A\",\"scope\":null,\"token_type\":null}", "", "" },
-		{ "{\"access_token\":\"A\",\"scope\":[],\"token_type\":7}", "", "" },
-		{ "{\"access_token\":\"A\",\"scope\":[\"a\",1]}", "", "" },
-		{ "{\"access_token\":\"A\",\"scope\":\"a\\nb\",\"token_type\":\"a\\nb\"}", "", "" },
-		{ "{\"access_token\":\"A\",\"scope\":{\"a\":1}}", "", "" },
-		{ "{\"access_token\":\"A\",\"token_type\":\"0123456789012345678901234567890\"}", "", "0123456789012345678901234567890" },
-		{ "{\"access_token\":\"A\",\"token_type\":\"01234567890123456789012345678901\"}", "", "" },
+		{"{\"access_token\":\"A\",\"scope\":\"a b\",\"token_type\":\"Bearer\"}", "a b", "Bearer"},
+		{"{\"access_token\":\"A\",\"scope\":[\"a\",\"b\"],\"token_type\":\"DPoP\"}", "a b", "DPoP"},
+		{"{\"access_token\":\"A\",\"scope\":\"\",\"token_type\":\"\"}", "", ""},
+		{"{\"access_token\":\"A\",\"scope\":null,\"token_type\":null}", "", ""},
+		{"{\"access_token\":\"A\",\"scope\":[],\"token_type\":7}", "", ""},
+		{"{\"access_token\":\"A\",\"scope\":[\"a\",1]}", "", ""},
+		{"{\"access_token\":\"A\",\"scope\":\"a\\nb\",\"token_type\":\"a\\nb\"}", "", ""},
+		{"{\"access_token\":\"A\",\"scope\":{\"a\":1}}", "", ""},
+		{"{\"access_token\":\"A\",\"token_type\":\"0123456789012345678901234567890\"}", "",
+			"0123456789012345678901234567890"},
+		{"{\"access_token\":\"A\",\"token_type\":\"01234567890123456789012345678901\"}", "", ""},
 	};
 	struct provider *p = provider_for(PLAIN);
 	struct grant_result out;
@@ -186,14 +196,14 @@ START_TEST(refresh_token_lifetimes)
 		const char *body;
 		int64_t want_s;
 	} rows[] = {
-		{ "{\"access_token\":\"A\",\"refresh_token_expires_in\":15811200}", 15811200 },
-		{ "{\"access_token\":\"A\",\"x_refresh_token_expires_in\":8726400}", 8726400 },
-		{ "{\"access_token\":\"A\",\"refresh_expires_in\":\"1800\"}", 1800 },
-		{ "{\"access_token\":\"A\",\"refresh_expires_in\":0}", 0 },
-		{ "{\"access_token\":\"A\",\"refresh_token_expires_in\":-1,\"refresh_expires_in\":5}", 5 },
-		{ "{\"access_token\":\"A\",\"refresh_token_expires_in\":\"2026-11-23T10:01:00Z\"}", 60 },
-		{ "{\"access_token\":\"A\",\"refresh_token_expires_in\":\"2020-11-23T10:01:00Z\"}", 0 },
-		{ "{\"access_token\":\"A\"}", 0 },
+		{"{\"access_token\":\"A\",\"refresh_token_expires_in\":15811200}", 15811200},
+		{"{\"access_token\":\"A\",\"x_refresh_token_expires_in\":8726400}", 8726400},
+		{"{\"access_token\":\"A\",\"refresh_expires_in\":\"1800\"}", 1800},
+		{"{\"access_token\":\"A\",\"refresh_expires_in\":0}", 0},
+		{"{\"access_token\":\"A\",\"refresh_token_expires_in\":-1,\"refresh_expires_in\":5}", 5},
+		{"{\"access_token\":\"A\",\"refresh_token_expires_in\":\"2026-11-23T10:01:00Z\"}", 60},
+		{"{\"access_token\":\"A\",\"refresh_token_expires_in\":\"2020-11-23T10:01:00Z\"}", 0},
+		{"{\"access_token\":\"A\"}", 0},
 	};
 	struct provider *p = provider_for(PLAIN);
 
@@ -210,7 +220,8 @@ END_TEST
 
 static struct provider *capturing(void)
 {
-	static const char *const names[] = { "instance_url", "count", "share", "flag", "object", "missing", "stolen", "long", "line" };
+	static const char *const names[] = {
+		"instance_url", "count", "share", "flag", "object", "missing", "stolen", "long", "line"};
 	struct provider *p = provider_for(PLAIN);
 
 	p->n_capture = sizeof(names) / sizeof(names[0]);
@@ -219,7 +230,8 @@ static struct provider *capturing(void)
 		char *pointer = mem_printf("/c/%s", names[i]);
 		p->capture[i].name = mem_strdup(names[i]);
 		strlist_add(&p->capture[i].pointers, "/nowhere");
-		strlist_add(&p->capture[i].pointers, strcmp(names[i], "stolen") == 0 ? "/refresh_token" : pointer);
+		strlist_add(&p->capture[i].pointers,
+			strcmp(names[i], "stolen") == 0 ? "/refresh_token" : pointer);
 		mem_free(pointer);
 	}
 	return p;
@@ -235,11 +247,14 @@ START_TEST(captures_are_small_scalars_and_never_tokens)
 	memset(big, 'x', 1025);
 	big[1025] = '\0';
 	ck_ok(buf_printf(&body,
-		"{\"access_token\":\"AT\",\"refresh_token\":\"RT\",\"c\":{\"instance_url\":\"https://x.example/\",\"count\":7,"
-		"\"share\":0.5,\"flag\":true,\"object\":{\"a\":1},\"other\":1,\"long\":\"%s\",\"line\":\"a\\nb\"}}",
+		"{\"access_token\":\"AT\",\"refresh_token\":\"RT\",\"c\":{\"instance_url\":\"https://"
+		"x.example/\",\"count\":7,"
+		"\"share\":0.5,\"flag\":true,\"object\":{\"a\":1},\"other\":1,\"long\":\"%s\",\"line\":"
+		"\"a\\nb\"}}",
 		big));
 	classify(p, buf_str(&body), &out);
-	ck_assert_str_eq(json_object_to_json_string_ext(out.captured, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE),
+	ck_assert_str_eq(json_object_to_json_string_ext(
+				 out.captured, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE),
 		"{\"instance_url\":\"https://x.example/\",\"count\":7,\"share\":0.5,\"flag\":true}");
 	grant_result_fini(&out);
 	classify(p, "{\"access_token\":\"AT\"}", &out);
@@ -275,7 +290,7 @@ START_TEST(tokens_have_a_size)
 	ck_assert_uint_eq(out.access_token.len, 65536);
 	ck_assert_uint_eq(out.refresh_token.len, 65536);
 	grant_result_fini(&out);
-	static const size_t over[][2] = { { 65537, 1 }, { 1, 65537 }, { 1100000, 1 } };
+	static const size_t over[][2] = {{65537, 1}, {1, 65537}, {1100000, 1}};
 	for (size_t i = 0; i < 3; i++) {
 		sized(over[i][0], over[i][1], &body);
 		classify(p, buf_str(&body), &out);
@@ -383,16 +398,27 @@ START_TEST(jwt_exp_is_read_with_tolerance)
 		const char *payload, *tail;
 		int64_t want_s;
 	} rows[] = {
-		{ "{\"exp\":1795431600}", ".c2ln", 1795431600 }, { "{\"exp\":1795431600}", ".", 1795431600 },
-		{ "{\"exp\":1795431600.0,\"sub\":\"x\"}", ".c2ln", 1795431600 },
-		{ "{\"exp\":\"1795431600\"}", ".c2ln", 1795431600 }, { "{\"exp\":0}", ".c2ln", 0 }, { "{\"exp\":-5}", ".c2ln", 0 },
-		{ "{\"exp\":1e300}", ".c2ln", 0 }, { "{\"exp\":null}", ".c2ln", 0 }, { "{}", ".c2ln", 0 }, { "[]", ".c2ln", 0 },
-		{ "nonsense", ".c2ln", 0 }, { "{\"exp\":1795431600}", "", 0 }, { "{\"exp\":1795431600}", ".a.b", 0 },
-		{ "{\"exp\":1795431600}", ".a.b.c", 0 }, { "{\"exp\":1,\"exp\":2}", ".c2ln", 0 },
+		{"{\"exp\":1795431600}", ".c2ln", 1795431600},
+		{"{\"exp\":1795431600}", ".", 1795431600},
+		{"{\"exp\":1795431600.0,\"sub\":\"x\"}", ".c2ln", 1795431600},
+		{"{\"exp\":\"1795431600\"}", ".c2ln", 1795431600},
+		{"{\"exp\":0}", ".c2ln", 0},
+		{"{\"exp\":-5}", ".c2ln", 0},
+		{"{\"exp\":1e300}", ".c2ln", 0},
+		{"{\"exp\":null}", ".c2ln", 0},
+		{"{}", ".c2ln", 0},
+		{"[]", ".c2ln", 0},
+		{"nonsense", ".c2ln", 0},
+		{"{\"exp\":1795431600}", "", 0},
+		{"{\"exp\":1795431600}", ".a.b", 0},
+		{"{\"exp\":1795431600}", ".a.b.c", 0},
+		{"{\"exp\":1,\"exp\":2}", ".c2ln", 0},
 	};
 
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-		ck_assert_msg(exp_of("{\"alg\":\"none\"}", rows[i].payload, rows[i].tail) == rows[i].want_s * US_PER_S, "row %zu", i);
+		ck_assert_msg(exp_of("{\"alg\":\"none\"}", rows[i].payload, rows[i].tail) ==
+				      rows[i].want_s * US_PER_S,
+			"row %zu", i);
 	ck_assert_int_eq(grant_jwt_exp("", 0), 0);
 	ck_assert_int_eq(grant_jwt_exp("opaque", 6), 0);
 	ck_assert_int_eq(grant_jwt_exp("..", 2), 0);
@@ -435,18 +461,20 @@ static void check_promises(const struct grant_reply *r, const struct grant_resul
 
 	ck_assert_msg((unsigned)out->outcome < OUTCOME_COUNT, "seed %d round %d", SEED, round);
 	ck_assert_msg(refreshed == (out->access_token.len > 0), "seed %d round %d", SEED, round);
-	ck_assert_msg(refreshed || (out->refresh_token.len == 0 && out->captured == NULL), "seed %d round %d", SEED, round);
+	ck_assert_msg(refreshed || (out->refresh_token.len == 0 && out->captured == NULL), "seed %d round %d",
+		SEED, round);
 	ck_assert_msg(!refreshed || (r->status >= 200 && r->status < 300), "seed %d round %d", SEED, round);
 	ck_assert_msg((out->reason == REASON_NONE) == refreshed, "seed %d round %d", SEED, round);
 	if (out->outcome == OUTCOME_GRANT_DEAD)
-		ck_assert_msg(r->status < 300 || r->status == 400 || r->status == 401 || r->status == 403, "seed %d round %d", SEED, round);
+		ck_assert_msg(r->status < 300 || r->status == 400 || r->status == 401 || r->status == 403,
+			"seed %d round %d", SEED, round);
 	ck_assert_msg(out->expires_at_us == 0 || out->expires_at_us > START, "seed %d round %d", SEED, round);
 }
 
 START_TEST(mutated_replies_keep_the_promises)
 {
-	static const int statuses[] = { 200, 200, 200, 400, 401, 403, 404, 429, 500, 502 };
-	static const char *const types[] = { J, FORM, "text/plain", "" };
+	static const int statuses[] = {200, 200, 200, 400, 401, 403, 404, 429, 500, 502};
+	static const char *const types[] = {J, FORM, "text/plain", ""};
 	const char *rounds_text = getenv("GRANT_FUZZ_ROUNDS");
 	int rounds = rounds_text == NULL ? 40000 : atoi(rounds_text);
 	struct provider *providers[WORDS + 1];
@@ -464,7 +492,8 @@ START_TEST(mutated_replies_keep_the_promises)
 		char *exact = mem_alloc(body.len + (body.len == 0));
 		if (body.len > 0)
 			memcpy(exact, body.data, body.len);
-		struct grant_reply r = reply_of(statuses[sys_random_below(10)], types[sys_random_below(4)], exact, body.len);
+		struct grant_reply r =
+			reply_of(statuses[sys_random_below(10)], types[sys_random_below(4)], exact, body.len);
 		grant_classify(providers[x->provider], &r, &out);
 		check_promises(&r, &out, i);
 		grant_result_fini(&out);

@@ -17,17 +17,17 @@
 #define T0 (INT64_C(1800000000) * S)
 #define SEED 20261123
 
-static const struct policy_margin usual = { .margin_us = 5 * MIN, .fraction = 0.2 };
+static const struct policy_margin usual = {.margin_us = 5 * MIN, .fraction = 0.2};
 
 static struct provider plain(void)
 {
-	return (struct provider){ .access_token_overlap = true };
+	return (struct provider){.access_token_overlap = true};
 }
 
 START_TEST(expiry_takes_the_best_known_fact)
 {
 	struct provider p = plain();
-	struct policy_life l = { .now = T0 + 5 * S, .issued_at = T0 };
+	struct policy_life l = {.now = T0 + 5 * S, .issued_at = T0};
 
 	ck_assert_int_eq(policy_expiry(&p, &l), T0 + HOUR);
 	l.last_lifetime_us = 2 * HOUR;
@@ -46,7 +46,7 @@ END_TEST
 START_TEST(expiry_is_capped)
 {
 	struct provider p = plain();
-	struct policy_life l = { .now = T0, .issued_at = T0, .expires_in_us = INT64_MAX };
+	struct policy_life l = {.now = T0, .issued_at = T0, .expires_in_us = INT64_MAX};
 
 	ck_assert_int_eq(policy_expiry(&p, &l), T0 + 365 * DAY);
 	p.max_expires_in_us = DAY;
@@ -67,7 +67,8 @@ END_TEST
 START_TEST(zero_and_negative_lifetimes_are_unknown)
 {
 	struct provider p = plain();
-	struct policy_life l = { .now = T0, .issued_at = T0, .expires_in_us = -5, .last_lifetime_us = INT64_MIN };
+	struct policy_life l = {
+		.now = T0, .issued_at = T0, .expires_in_us = -5, .last_lifetime_us = INT64_MIN};
 
 	ck_assert_int_eq(policy_expiry(&p, &l), T0 + HOUR);
 	p.default_expires_in_us = -1;
@@ -78,7 +79,7 @@ END_TEST
 START_TEST(jwt_exp_before_the_issue_is_a_broken_clock)
 {
 	struct provider p = plain();
-	struct policy_life l = { .now = T0, .issued_at = T0, .jwt_exp = T0 - 1 };
+	struct policy_life l = {.now = T0, .issued_at = T0, .jwt_exp = T0 - 1};
 
 	ck_assert_int_eq(policy_expiry(&p, &l), T0 + HOUR);
 	/* Imported without a date of issue: then it simply has expired. */
@@ -89,7 +90,7 @@ END_TEST
 
 static int64_t due_for(const struct provider *p, int64_t life, double unit)
 {
-	struct policy_due d = { .now = T0, .issued_at = T0, .expires_at = T0 + life };
+	struct policy_due d = {.now = T0, .issued_at = T0, .expires_at = T0 + life};
 	return policy_due_at(p, &usual, &d, unit) - T0;
 }
 
@@ -122,7 +123,7 @@ END_TEST
 
 START_TEST(no_overlap_means_late)
 {
-	struct provider p = { .access_token_overlap = false };
+	struct provider p = {.access_token_overlap = false};
 
 	ck_assert_int_eq(due_for(&p, 8 * HOUR, 0), 8 * HOUR - 30 * S);
 	ck_assert_int_eq(due_for(&p, 8 * HOUR, 0.5), 8 * HOUR - 30 * S - 1500 * US_PER_MS);
@@ -149,7 +150,7 @@ END_TEST
 START_TEST(past_expiry_is_due_now)
 {
 	struct provider p = plain();
-	struct policy_due d = { .now = T0, .issued_at = T0 - HOUR, .expires_at = T0 };
+	struct policy_due d = {.now = T0, .issued_at = T0 - HOUR, .expires_at = T0};
 
 	ck_assert_int_eq(policy_due_at(&p, &usual, &d, 0.9), T0);
 	d.expires_at = 0;
@@ -164,7 +165,7 @@ END_TEST
 START_TEST(idle_refresh_token_is_kept_alive)
 {
 	struct provider p = plain();
-	struct policy_due d = { .now = T0, .issued_at = T0, .expires_at = T0 + 90 * DAY };
+	struct policy_due d = {.now = T0, .issued_at = T0, .expires_at = T0 + 90 * DAY};
 
 	p.refresh_token_idle_ttl_us = 30 * DAY;
 	ck_assert_int_eq(policy_due_at(&p, &usual, &d, 0), T0 + 15 * DAY);
@@ -178,11 +179,12 @@ END_TEST
 START_TEST(hard_end_of_the_refresh_token_is_met_once)
 {
 	struct provider p = plain();
-	struct policy_due d = { .now = T0, .issued_at = T0, .expires_at = T0 + 60 * DAY };
+	struct policy_due d = {.now = T0, .issued_at = T0, .expires_at = T0 + 60 * DAY};
 
 	d.refresh_expires_at = T0 + 10 * DAY;
 	ck_assert_int_eq(policy_due_at(&p, &usual, &d, 0), T0 + 10 * DAY - 5 * MIN);
-	/* Refreshed inside the last margin, and the end did not move: no second time before the token's own due. */
+	/* Refreshed inside the last margin, and the end did not move: no second time before the token's own
+	 * due. */
 	d.refresh_expires_at = T0 + 2 * MIN;
 	ck_assert_int_eq(policy_due_at(&p, &usual, &d, 0), T0 + 60 * DAY - 5 * MIN);
 	/* Issued earlier: the last chance has come. */
@@ -197,7 +199,7 @@ END_TEST
 START_TEST(issue_in_the_future_counts_as_now)
 {
 	struct provider p = plain();
-	struct policy_due d = { .now = T0, .issued_at = T0 + 30 * MIN, .expires_at = T0 + HOUR };
+	struct policy_due d = {.now = T0, .issued_at = T0 + 30 * MIN, .expires_at = T0 + HOUR};
 
 	ck_assert_int_eq(policy_due_at(&p, &usual, &d, 0), T0 + 55 * MIN);
 	d.issued_at = 0;
@@ -234,7 +236,8 @@ END_TEST
 
 START_TEST(webhook_schedule)
 {
-	static const int64_t base[] = { 5 * S, 5 * MIN, 30 * MIN, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR };
+	static const int64_t base[] = {
+		5 * S, 5 * MIN, 30 * MIN, 2 * HOUR, 5 * HOUR, 10 * HOUR, 14 * HOUR, 20 * HOUR, 24 * HOUR};
 
 	for (unsigned i = 0; i < 9; i++) {
 		ck_assert_int_eq(policy_webhook_retry_us(i + 2, 0, 0.5), base[i]);
@@ -259,29 +262,48 @@ START_TEST(retry_after_forms)
 		const char *value;
 		int64_t want;
 	} rows[] = {
-		{ "120", 120 * S }, { "0", 0 }, { " 7 ", 7 * S }, { "\t7", 7 * S }, { "3600", HOUR }, { "3601", HOUR },
-		{ "99999999999999999999999999", HOUR }, { "9223372036854775807", HOUR }, { "-5", 0 }, { "+5", 0 },
-		{ "1.5", 0 }, { "soon", 0 }, { "", 0 }, { "   ", 0 }, { "12 0", 0 }, { "0x10", 0 },
-		{ "Sun, 06 Nov 1994 08:50:37 GMT", MIN }, { "Sunday, 06-Nov-94 08:50:37 GMT", MIN },
-		{ "Sun Nov  6 08:50:37 1994", MIN }, { "Sun, 06 Nov 1994 08:49:36 GMT", 0 },
-		{ "Thu, 01 Jan 1970 00:00:00 GMT", 0 }, { "Fri, 31 Dec 9999 23:59:59 GMT", HOUR },
-		{ "Sun, 06 Nov 1994 08:50:37 PST", 0 }, { "Mon, 06 Nov 1994 08:50:37 GMT", 0 },
+		{"120", 120 * S},
+		{"0", 0},
+		{" 7 ", 7 * S},
+		{"\t7", 7 * S},
+		{"3600", HOUR},
+		{"3601", HOUR},
+		{"99999999999999999999999999", HOUR},
+		{"9223372036854775807", HOUR},
+		{"-5", 0},
+		{"+5", 0},
+		{"1.5", 0},
+		{"soon", 0},
+		{"", 0},
+		{"   ", 0},
+		{"12 0", 0},
+		{"0x10", 0},
+		{"Sun, 06 Nov 1994 08:50:37 GMT", MIN},
+		{"Sunday, 06-Nov-94 08:50:37 GMT", MIN},
+		{"Sun Nov  6 08:50:37 1994", MIN},
+		{"Sun, 06 Nov 1994 08:49:36 GMT", 0},
+		{"Thu, 01 Jan 1970 00:00:00 GMT", 0},
+		{"Fri, 31 Dec 9999 23:59:59 GMT", HOUR},
+		{"Sun, 06 Nov 1994 08:50:37 PST", 0},
+		{"Mon, 06 Nov 1994 08:50:37 GMT", 0},
 	};
 
 	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-		ck_assert_msg(policy_retry_after_us(rows[i].value, now, HOUR) == rows[i].want, "\"%s\"", rows[i].value);
+		ck_assert_msg(policy_retry_after_us(rows[i].value, now, HOUR) == rows[i].want, "\"%s\"",
+			rows[i].value);
 	ck_assert_int_eq(policy_retry_after_us(NULL, now, HOUR), 0);
 	ck_assert_int_eq(policy_retry_after_us("5", now, 0), 0);
 	ck_assert_int_eq(policy_retry_after_us("5", now, -1), 0);
 	ck_assert_int_eq(policy_retry_after_us("9223372036854775807", now, INT64_MAX), INT64_MAX);
-	ck_assert_int_eq(policy_retry_after_us("Fri, 31 Dec 9999 23:59:59 GMT", INT64_MIN, INT64_MAX), INT64_MAX);
+	ck_assert_int_eq(
+		policy_retry_after_us("Fri, 31 Dec 9999 23:59:59 GMT", INT64_MIN, INT64_MAX), INT64_MAX);
 }
 END_TEST
 
 /* Huge, negative and ordinary numbers, all of them likely. */
 static int64_t wild(void)
 {
-	static const int64_t odd[] = { 0, 1, -1, INT64_MAX, INT64_MIN, INT64_MAX - 1, T0, -T0 };
+	static const int64_t odd[] = {0, 1, -1, INT64_MAX, INT64_MIN, INT64_MAX - 1, T0, -T0};
 	uint64_t bits;
 
 	sys_random(&bits, sizeof(bits));
@@ -310,8 +332,11 @@ static struct provider wild_provider(void)
 
 static struct policy_due wild_due(void)
 {
-	return (struct policy_due){ .now = wild(), .issued_at = wild(), .expires_at = wild(), .refresh_issued_at = wild(),
-		.refresh_expires_at = wild() };
+	return (struct policy_due){.now = wild(),
+		.issued_at = wild(),
+		.expires_at = wild(),
+		.refresh_issued_at = wild(),
+		.refresh_expires_at = wild()};
 }
 
 START_TEST(any_facts_give_a_due_time_inside_its_bounds)
@@ -319,7 +344,7 @@ START_TEST(any_facts_give_a_due_time_inside_its_bounds)
 	sys_set(sys_virtual(SEED));
 	for (int i = 0; i < 200000; i++) {
 		struct provider p = wild_provider();
-		struct policy_margin m = { .margin_us = wild(), .fraction = sys_random_unit() * 1.5 - 0.2 };
+		struct policy_margin m = {.margin_us = wild(), .fraction = sys_random_unit() * 1.5 - 0.2};
 		struct policy_due d = wild_due();
 		int64_t due = policy_due_at(&p, &m, &d, sys_random_unit());
 		int64_t latest = d.expires_at > d.now ? d.expires_at : d.now;
@@ -334,15 +359,17 @@ START_TEST(due_time_is_monotone)
 	sys_set(sys_virtual(SEED + 1));
 	for (int i = 0; i < 100000; i++) {
 		struct provider p = wild_provider();
-		struct policy_due d = { .now = T0, .issued_at = T0 - (int64_t)sys_random_below(DAY) };
+		struct policy_due d = {.now = T0, .issued_at = T0 - (int64_t)sys_random_below(DAY)};
 		d.expires_at = T0 + (int64_t)sys_random_below(90 * DAY);
 		d.refresh_expires_at = sys_random_below(2) ? T0 + (int64_t)sys_random_below(90 * DAY) : 0;
 		double unit = sys_random_unit(), other = sys_random_unit();
 		int64_t due = policy_due_at(&p, &usual, &d, unit);
 		/* More jitter is never later. */
 		int64_t jittered = policy_due_at(&p, &usual, &d, other);
-		ck_assert_msg(other >= unit ? jittered <= due : jittered >= due, "seed %d round %d", SEED + 1, i);
-		/* A token that lives longer is not due sooner, as long as the refresh token does not press. */
+		ck_assert_msg(
+			other >= unit ? jittered <= due : jittered >= due, "seed %d round %d", SEED + 1, i);
+		/* A token that lives longer is not due sooner, as long as the refresh token does not press.
+		 */
 		struct policy_due longer = d;
 		longer.refresh_expires_at = d.refresh_expires_at = 0;
 		longer.expires_at += (int64_t)sys_random_below(DAY);
@@ -362,7 +389,8 @@ START_TEST(healthy_tokens_keep_a_lead)
 		int64_t life = 1 + (int64_t)sys_random_below(90 * DAY);
 		int64_t lead = life - due_for(&p, life, sys_random_unit());
 		int64_t least = life < 10 * MIN ? life / 2 : life / 5 < 5 * MIN ? life / 5 : 5 * MIN;
-		ck_assert_msg(lead >= least && lead <= least + least / 10 + 2, "seed %d round %d", SEED + 2, i);
+		ck_assert_msg(
+			lead >= least && lead <= least + least / 10 + 2, "seed %d round %d", SEED + 2, i);
 	}
 	sys_set(NULL);
 }
@@ -373,17 +401,22 @@ START_TEST(any_facts_give_an_expiry_and_a_wait)
 	sys_set(sys_virtual(SEED + 3));
 	for (int i = 0; i < 200000; i++) {
 		struct provider p = wild_provider();
-		struct policy_life l = { .now = wild(), .issued_at = wild(), .expires_in_us = wild(), .jwt_exp = wild(),
-			.last_lifetime_us = wild() };
+		struct policy_life l = {.now = wild(),
+			.issued_at = wild(),
+			.expires_in_us = wild(),
+			.jwt_exp = wild(),
+			.last_lifetime_us = wild()};
 		int64_t expiry = policy_expiry(&p, &l);
 		if (l.issued_at > 0)
-			ck_assert_msg(expiry > l.issued_at || expiry == INT64_MAX, "seed %d round %d", SEED + 3, i);
+			ck_assert_msg(
+				expiry > l.issued_at || expiry == INT64_MAX, "seed %d round %d", SEED + 3, i);
 		unsigned n = (unsigned)sys_random_below(70);
 		double unit = sys_random_unit();
 		int64_t after = wild(), wait = policy_retry_us(n, after, unit);
 		ck_assert_msg(wait >= S / 2 && wait >= after, "seed %d round %d", SEED + 3, i);
 		ck_assert_msg(after > 0 || wait <= 15 * MIN, "seed %d round %d", SEED + 3, i);
-		ck_assert_msg(policy_retry_us(n + 1, 0, unit) >= policy_retry_us(n, 0, unit), "seed %d round %d", SEED + 3, i);
+		ck_assert_msg(policy_retry_us(n + 1, 0, unit) >= policy_retry_us(n, 0, unit),
+			"seed %d round %d", SEED + 3, i);
 		ck_assert_int_ge(policy_backoff_us(n, wild(), wild(), unit), 0);
 		ck_assert_int_ge(policy_webhook_retry_us(n % 12, wild(), unit), n % 12 > 10 ? -1 : 0);
 	}
