@@ -17,6 +17,7 @@
 
 #define ARGS_MAGIC 0x50474152u
 #define FIRST_BLOCK 512u
+#define GROWTH 4u /* each step copies and wipes: few steps to the size of a batch */
 #define BLOCK_MAX (1024u * 1024 * 1024 - 64 * 1024) /* the server refuses messages of 1 GiB */
 #define PARAMS_MAX 65535u                           /* a 16-bit count on the wire */
 
@@ -60,6 +61,7 @@ struct pgargs {
 	unsigned magic;
 	uint8_t *data;
 	size_t len;
+	size_t used; /* the most that len ever was: what must be wiped */
 	size_t cap;
 
 	unsigned n;
@@ -81,7 +83,7 @@ struct pgargs *pgargs_new(void)
 	struct pgargs *a = mem_alloc(sizeof(*a));
 	a->magic = ARGS_MAGIC;
 	a->cap = FIRST_BLOCK;
-	a->data = mem_alloc(a->cap);
+	a->data = mem_realloc(NULL, a->cap, 1);
 	return a;
 }
 
@@ -90,7 +92,7 @@ void pgargs_free(struct pgargs *a)
 	if (a == NULL)
 		return;
 	MAGIC_CHECK(a, ARGS_MAGIC);
-	mem_wipe(a->data, a->cap);
+	mem_wipe(a->data, a->used);
 	mem_free(a->data);
 	mem_free(a->oids);
 	mem_free(a->values);
@@ -105,13 +107,13 @@ static void grow_block(struct pgargs *a, size_t n)
 	ALWAYS(n <= BLOCK_MAX && a->len <= BLOCK_MAX - n);
 	size_t cap = a->cap;
 	while (cap - a->len < n)
-		cap *= 2;
-	uint8_t *data = mem_alloc(cap);
+		cap *= GROWTH;
+	uint8_t *data = mem_realloc(NULL, cap, 1);
 	memcpy(data, a->data, a->len);
 	for (unsigned i = 0; i < a->n; i++)
 		if (a->values[i] != NULL)
 			a->values[i] = (const char *)data + ((const uint8_t *)a->values[i] - a->data);
-	mem_wipe(a->data, a->cap);
+	mem_wipe(a->data, a->used);
 	mem_free(a->data);
 	a->data = data;
 	a->cap = cap;
@@ -123,6 +125,8 @@ static uint8_t *room_for(struct pgargs *a, size_t n)
 		grow_block(a, n);
 	uint8_t *p = a->data + a->len;
 	a->len += n;
+	if (a->used < a->len)
+		a->used = a->len;
 	return p;
 }
 

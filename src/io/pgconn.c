@@ -48,6 +48,7 @@ struct pgconn {
 	struct prepared *prepared;
 	unsigned n_prepared, room_prepared;
 
+	bool unsent;    /* the kernel takes no more: libpq would move what is left about at every write */
 	bool broken;    /* takes and sends nothing any more */
 	bool read_only; /* takes nothing any more, reads what is in flight */
 	bool committed;
@@ -211,8 +212,10 @@ static void flush(struct pgconn *c)
 	if (rc < 0) {
 		break_connection(c, "writing to the database server failed");
 	} else if (rc > 0) {
+		c->unsent = true;
 		ALWAYS(event_add(c->writable, NULL) == 0);
 	} else {
+		c->unsent = false;
 		event_del(c->writable);
 		for (struct pgtx *t = c->first; t != NULL; t = t->next)
 			t->flushed = true;
@@ -410,9 +413,12 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
 	(void)what;
 	MAGIC_CHECK(c, CONN_MAGIC);
 	loop_enter(c->loop);
+	bool was_unsent = c->unsent;
 	if (read_input(c))
 		expect_progress(c);
 	flush(c);
+	if (was_unsent && pgconn_has_room(c))
+		c->ev->room(c->owner);
 }
 
 static void on_writable(evutil_socket_t fd, short what, void *arg)
@@ -423,6 +429,8 @@ static void on_writable(evutil_socket_t fd, short what, void *arg)
 	MAGIC_CHECK(c, CONN_MAGIC);
 	loop_enter(c->loop);
 	flush(c);
+	if (pgconn_has_room(c))
+		c->ev->room(c->owner);
 }
 
 static void on_stall(void *arg)
@@ -536,7 +544,7 @@ void pgconn_free(struct pgconn *c)
 bool pgconn_has_room(const struct pgconn *c)
 {
 	MAGIC_CHECK(c, CONN_MAGIC);
-	return !c->broken && !c->read_only && c->n < PGCONN_DEPTH;
+	return !c->broken && !c->read_only && !c->unsent && c->n < PGCONN_DEPTH;
 }
 
 unsigned pgconn_in_flight(const struct pgconn *c)

@@ -59,7 +59,8 @@ struct pgconn_events {
 	void (*done)(
 		void *owner, struct pgconn *c, struct pgtx *t); /* outcome in t->out; t goes to the owner */
 	void (*again)(void *owner, struct pgconn *c,
-		struct pgtx *t); /* certainly not executed: run it again, before the others */
+		struct pgtx *t);   /* certainly not executed: run it again, before the others */
+	void (*room)(void *owner); /* what was handed over has left us: pgconn_has_room may be true again */
 	void (*lost)(void *owner, struct pgconn *c,
 		const struct fault *why); /* nothing is in flight any more; the owner frees c */
 };

@@ -314,7 +314,19 @@ static void on_lost(void *owner, struct pgconn *c, const struct fault *why)
 	note_state(p);
 }
 
-static const struct pgconn_events conn_events = {on_tx_done, on_tx_again, on_lost};
+static void on_room(void *owner)
+{
+	struct pgpool *p = owner;
+	if (p->queue.first != NULL)
+		loop_defer(p->loop, &p->dispatch);
+}
+
+static const struct pgconn_events conn_events = {
+	.done = on_tx_done,
+	.again = on_tx_again,
+	.room = on_room,
+	.lost = on_lost,
+};
 
 static void try_later(struct pgpool *p, const struct fault *why)
 {
