@@ -40,10 +40,10 @@ const char *health_why_not_ready(const struct health *h)
 		return "shutting down";
 	if (p->journal != NULL && !journal_writable(p->journal))
 		return "the journal cannot be written";
-	if (p->store == NULL || p->journal == NULL || p->scheduler == NULL)
+	if (p->store == NULL || p->journal == NULL)
 		return "starting";
 	if (store_writable(p->store))
-		return NULL;
+		return p->scheduler != NULL ? NULL : "starting: the journal of an earlier run comes first";
 	const char *text = store_why(p->store);
 	(void)snprintf(w->why, sizeof w->why, "database %s%s%s", store_state_word(store_state(p->store)), text[0] != '\0' ? ": " : "", text);
 	return w->why;
