@@ -196,17 +196,34 @@ static void publish(struct journal *j)
 	j->view.fault = s->fault;
 }
 
+static void wake_loop(struct journal *j)
+{
+	uint64_t one = 1;
+	ssize_t k = write(j->wake_fd, &one, sizeof(one));
+	ALWAYS(k == sizeof(one) || errno == EAGAIN);
+}
+
 /* Hands a group back. Called with the lock held. */
 static void give_back(struct journal *j, struct job_list *group, struct job_list *reports)
 {
 	for (const struct job *b = group->first; b; b = b->next)
 		j->view.queued -= b->size;
 	publish(j);
+	if (group->first == NULL && reports->first == NULL)
+		return;
 	list_join(&j->finished, group);
 	list_join(&j->finished, reports);
-	uint64_t one = 1;
-	ssize_t k = write(j->wake_fd, &one, sizeof(one));
-	ALWAYS(k == sizeof(one) || errno == EAGAIN);
+	wake_loop(j);
+}
+
+/* What the tending changed, or that a retry is over (the loop plans the next). Called with the lock held. */
+static void report_change(struct journal *j, bool retried)
+{
+	struct view old = j->view;
+	publish(j);
+	const struct view *v = &j->view;
+	if (retried || v->healthy != old.healthy || v->spare != old.spare || v->waiting != old.waiting || v->bytes != old.bytes)
+		wake_loop(j);
 }
 
 static void *writer(void *arg)
@@ -228,11 +245,14 @@ static void *writer(void *arg)
 
 		pthread_mutex_lock(&j->store_mu);
 		write_group(j, &group, &reports);
+		pthread_mutex_lock(&j->mu);
+		give_back(j, &group, &reports); /* before the tending, which may take as long as a sync */
+		pthread_mutex_unlock(&j->mu);
 		journal_store_tend(&j->store, retry);
 		pthread_mutex_unlock(&j->store_mu);
 
 		pthread_mutex_lock(&j->mu);
-		give_back(j, &group, &reports);
+		report_change(j, retry);
 	}
 	pthread_mutex_unlock(&j->mu);
 	return NULL;
