@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -736,6 +737,27 @@ START_TEST(connection_cap)
 }
 END_TEST
 
+START_TEST(without_descriptors_connections_wait)
+{
+	struct httpd_params p = params();
+	struct rlimit old, tight;
+	start(&p);
+	loop_once(loop, 0);
+	struct client *c = dial(0);
+	ck_ok(getrlimit(RLIMIT_NOFILE, &old));
+	tight = old;
+	tight.rlim_cur = (rlim_t)c->fd + 1;
+	ck_ok(setrlimit(RLIMIT_NOFILE, &tight));
+	say(c, "GET / HTTP/1.1\r\n" H "\r\n");
+	wait_for(n_refused == 2); /* tried again after a pause */
+	ck_assert_int_eq(refused[0], 503);
+	ck_assert_int_eq(n_handled, 0);
+	ck_ok(setrlimit(RLIMIT_NOFILE, &old));
+	ck_assert_int_eq(await(c), 200);
+	hang_up(c);
+}
+END_TEST
+
 START_TEST(replies_after_the_client_or_the_server_has_gone)
 {
 	struct httpd_params p = params();
@@ -1044,6 +1066,7 @@ Suite *unit_suite(void)
 	unit_add(t, idle_connections_end);
 	unit_add(t, a_client_that_does_not_take_its_reply);
 	unit_add(t, connection_cap);
+	unit_add(t, without_descriptors_connections_wait);
 	unit_add(t, replies_after_the_client_or_the_server_has_gone);
 	unit_add(t, the_server_freed_by_its_handler);
 	unit_add(t, freed_in_every_phase);
