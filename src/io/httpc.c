@@ -345,7 +345,8 @@ static void on_drain(void *arg)
 
 static int find_ca(const char *asked, char **out, struct fault *f)
 {
-	static const char *const usual[] = { "/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt",
+	static const char *const usual[] = { "/etc/ssl/certs/ca-certificates.crt",
+		"/etc/pki/tls/certs/ca-bundle.crt",
 		"/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem" };
 	const char *found = NULL;
 	if (asked != NULL) {
@@ -376,7 +377,8 @@ static void multi_new(struct httpc *h, const struct httpc_params *p)
 	ok = ok && curl_multi_setopt(h->multi, CURLMOPT_PIPELINING, (long)CURLPIPE_MULTIPLEX) == CURLM_OK;
 	ok = ok && curl_multi_setopt(h->multi, CURLMOPT_MAXCONNECTS, (long)h->max_calls) == CURLM_OK;
 	ok = ok && curl_multi_setopt(h->multi, CURLMOPT_MAX_CONCURRENT_STREAMS, MAX_STREAMS) == CURLM_OK;
-	ok = ok && curl_multi_setopt(h->multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long)p->max_host_streams) == CURLM_OK;
+	ok = ok && curl_multi_setopt(h->multi, CURLMOPT_MAX_HOST_CONNECTIONS,
+			   (long)p->max_host_streams) == CURLM_OK;
 	ALWAYS(ok);
 }
 
@@ -385,7 +387,8 @@ static long seconds_of(int64_t us)
 	return us <= 0 ? 0 : (long)((us + US_PER_S - 1) / US_PER_S);
 }
 
-int httpc_new(struct loop *l, struct resolver *r, const struct httpc_params *p, struct httpc **out, struct fault *f)
+int httpc_new(struct loop *l, struct resolver *r, const struct httpc_params *p, struct httpc **out,
+	struct fault *f)
 {
 	char *ca_file = NULL;
 	if (p->max_connections == 0 || p->user_agent == NULL || p->user_agent[0] == '\0')

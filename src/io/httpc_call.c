@@ -366,7 +366,8 @@ static CURLcode set_network(struct httpc_call *c, const struct httpc_call_env *e
 	SET(CURLOPT_PROXY, "");
 	SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
 	SET(CURLOPT_TIMEOUT_MS, (long)ms_of(left_us));
-	SET(CURLOPT_CONNECTTIMEOUT_MS, (long)ms_of(c->connect_timeout_us < left_us ? c->connect_timeout_us : left_us));
+	int64_t connect_us = c->connect_timeout_us < left_us ? c->connect_timeout_us : left_us;
+	SET(CURLOPT_CONNECTTIMEOUT_MS, (long)ms_of(connect_us));
 	SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
 	SET(CURLOPT_OPENSOCKETDATA, c);
 	SET(CURLOPT_PREREQFUNCTION, on_prereq);

@@ -4,7 +4,8 @@
  * One entry per name carries the cached answer, the open questions and everyone who waits for them.
  * evdns sends and repeats; the deadline over all tries is ours, because evdns has none. evdns answers
  * even a canceled question later: what it holds is a small `ask` of its own, never an entry. Its getaddrinfo
- * is not used: it touches its base after a cancel, so a base could not be replaced on reload. Must not block and must not log: evdns' own messages are switched off.
+ * is not used: it touches its base after a cancel, so a base could not be replaced on reload. Must not
+ * block and must not log: evdns' own messages are switched off.
  */
 #include "io/resolver.h"
 

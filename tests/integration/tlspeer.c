@@ -36,6 +36,8 @@ struct conn {
 	struct bufferevent *bev;
 	struct conn *next, *prev;
 	bool hold, h2, h2_preface, closing;
+	struct event *later; /* asks to keep the rest of the request on h2_stream */
+	uint32_t h2_stream;
 };
 
 struct tlspeer {
@@ -159,6 +161,7 @@ static void conn_free(struct conn *c)
 	*(c->prev != NULL ? &c->prev->next : &c->peer->conns) = c->next;
 	if (c->next != NULL)
 		c->next->prev = c->prev;
+	event_free(c->later);
 	bufferevent_free(c->bev);
 	mem_free(c);
 }
@@ -272,6 +275,15 @@ static void h2_answer(struct conn *c, uint32_t stream, bool reset)
 		frame(c, H2_RST, 0, stream, "\0\0\0\x02", 4);
 }
 
+/* RFC 9113 8.1: NO_ERROR after a whole answer asks the client to keep the rest of its request. */
+static void on_later(evutil_socket_t fd, short what, void *arg)
+{
+	struct conn *c = arg;
+	(void)fd;
+	(void)what;
+	frame(c, H2_RST, 0, c->h2_stream, "\0\0\0\0", 4);
+}
+
 /* False: the connection is gone. */
 static bool h2_body(struct conn *c, uint32_t stream)
 {
@@ -297,6 +309,9 @@ static bool h2_frame(struct conn *c, int type, int flags, uint32_t stream)
 		c->peer->seen.requests++;
 		if (last || strcmp(c->peer->h2, "early") == 0)
 			h2_answer(c, stream, false);
+		c->h2_stream = stream;
+		if (!last && strcmp(c->peer->h2, "early") == 0)
+			event_add(c->later, &(struct timeval){ .tv_usec = 20000 });
 	}
 	return type != H2_DATA || !last || h2_body(c, stream);
 }
@@ -309,7 +324,9 @@ static void h2_read(struct conn *c)
 			return;
 		evbuffer_drain(in, 24);
 		c->h2_preface = true;
-		frame(c, H2_SETTINGS, 0, 0, NULL, 0);
+		/* A window of nothing keeps the bodies of later requests back until we allow them: never. */
+		bool early = strcmp(c->peer->h2, "early") == 0;
+		frame(c, H2_SETTINGS, 0, 0, early ? "\0\x04\0\0\0\0" : NULL, early ? 6 : 0);
 	}
 	uint8_t *head;
 	while (evbuffer_get_length(in) >= 9 && (head = evbuffer_pullup(in, 9)) != NULL) {
@@ -390,6 +407,7 @@ static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struc
 				  bufferevent_openssl_socket_new(base, fd, SSL_new(p->ctx),
 					  BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_CLOSE_ON_FREE);
 	ck_assert_ptr_nonnull(c->bev);
+	c->later = event_new(base, -1, 0, on_later, c);
 	c->next = p->conns;
 	if (c->next != NULL)
 		c->next->prev = c;
