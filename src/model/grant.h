@@ -39,7 +39,9 @@ struct grant_request {
 	size_t n_headers;
 };
 
-/* ST_NOT_FOUND: a setting is missing (the fault names it). ST_INVALID, ST_CRYPTO, ST_FULL. */
+/* ST_NOT_FOUND: a setting is missing (the fault names it). ST_INVALID, ST_CRYPTO, ST_FULL. A configured parameter
+ * replaces the protocol's own of that name, an empty value is left out, and nothing is ever sent twice. Configured
+ * headers may replace Accept and Content-Type; those of the transport and a second Authorization are ST_INVALID. */
 int grant_build(const struct grant_input *in, struct grant_request *out, struct fault *f) MUST_USE;
 void grant_request_fini(struct grant_request *r);
 
@@ -86,7 +88,8 @@ struct grant_result {
 	struct json_object *captured; /* owned; NULL: nothing */
 };
 
-/* Never fails: what cannot be read is an outcome. A complete 2xx that has an access token is REFRESHED even if
+/* Never fails: what cannot be read is an outcome. An empty at_* list of the provider means the places of RFC 6749
+ * (at_expires_at: nowhere); expires_in_unit also holds for the refresh token's lifetime. A complete 2xx that has an access token is REFRESHED even if
  * `complete` is false for another reason than missing bytes (the caller decides that by setting it). */
 void grant_classify(const struct provider *p, const struct grant_reply *in, struct grant_result *out);
 void grant_result_fini(struct grant_result *r);

@@ -123,6 +123,13 @@ void grant_parse_free(struct json_object *root)
 	json_object_put(root);
 }
 
+/* What a parse that broke off had built so far: one open object or array a level. */
+static void wipe_unfinished(struct json_tokener *tok)
+{
+	for (int i = 0; i <= tok->depth; i++)
+		wipe_tree(tok->stack[i].current);
+}
+
 static struct json_object *run_parser(const char *s, size_t n)
 {
 	struct json_tokener *tok = json_tokener_new_ex(MAX_DEPTH);
@@ -136,6 +143,7 @@ static struct json_object *run_parser(const char *s, size_t n)
 	bool whole =
 		json_tokener_get_error(tok) == json_tokener_success && json_tokener_get_parse_end(tok) == n;
 	mem_wipe(tok->pb->buf, (size_t)tok->pb->size);
+	wipe_unfinished(tok);
 	json_tokener_free(tok);
 	if (!whole) {
 		grant_parse_free(root);

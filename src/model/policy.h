@@ -39,12 +39,14 @@ struct policy_due {
 /* expiry - min(margin, fraction of the life), pulled forward by up to a tenth of that margin by `unit` so that herds
  * part; a life under 10 minutes: at half of it; never before not_before; a provider without
  * access_token_overlap: as late as a tenth of the margin allows; never later than half of the refresh token's
- * idle life after its last use, nor than its hard end minus the margin. An expiry that is past: now. */
+ * idle life after its last use, nor than its hard end minus the margin (unless the token was issued inside that
+ * margin: a fixed end would make it due at once, for ever). An expiry that is past: now. not_before is the stronger. */
 int64_t policy_due_at(const struct provider *p, const struct policy_margin *m, const struct policy_due *d, double unit);
 
 /* Exponential with full jitter: base*2^(n-1) capped, of which between half and all is waited. n counts from 1. */
 int64_t policy_backoff_us(unsigned n, int64_t base_us, int64_t cap_us, double unit);
-/* The next try after the n-th failure in a row: 1 s doubling to 15 min, never sooner than retry_after_us. */
+/* The next try after the n-th failure in a row: 1 s doubling to 15 min, never sooner than retry_after_us (and then up
+ * to a tenth later, so that those who were told the same time part). */
 int64_t policy_retry_us(unsigned failures, int64_t retry_after_us, double unit);
 /* Delay before webhook attempt n (2..10) : 5 s 5 m 30 m 2 h 5 h 10 h 14 h 20 h 24 h, +-20 %; -1: no more tries. */
 int64_t policy_webhook_retry_us(unsigned attempt, int64_t retry_after_us, double unit);
