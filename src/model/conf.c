@@ -1,8 +1,8 @@
 /*
  * conf - the snapshot's life: load, share, look up, free.
  *
- * A snapshot is either whole or not there: conf_load builds and checks it on the side and hands it out only when no
- * error was found. Nothing here may change one that was handed out.
+ * A snapshot is either whole or not there: conf_load builds and checks it on the side and hands it out only
+ * when no error was found. Nothing here may change one that was handed out.
  */
 #include "model/conf.h"
 
@@ -124,8 +124,8 @@ void conf_unref(struct conf *c)
 	ALWAYS(c->refs > 0);
 	if (--c->refs > 0)
 		return;
-	char *texts[] = { c->path, c->instance, c->state_dir, c->database.url, c->keyring_file, c->api.cert_file,
-		c->api.key_file, c->dns.resolv_conf };
+	char *texts[] = { c->path, c->instance, c->state_dir, c->database.url, c->keyring_file,
+		c->api.cert_file, c->api.key_file, c->dns.resolv_conf };
 	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
 		mem_free(texts[i]);
 	keyring_unref(c->keyring);

@@ -1,9 +1,9 @@
 /*
  * conf_build - node trees of all files to one struct conf.
  *
- * Walks the trees by the table of options: unknown, missing and doubled keys are found here, values are the types'
- * business. Included files add to the main one; nothing overrides anything, so the order of files never matters.
- * It must not look at what values mean together: that is conf_check's.
+ * Walks the trees by the table of options: unknown, missing and doubled keys are found here, values are the
+ * types' business. Included files add to the main one; nothing overrides anything, so the order of files
+ * never matters. It must not look at what values mean together: that is conf_check's.
  */
 #include "model/conf_build.h"
 
@@ -29,7 +29,8 @@ struct level {
 	const struct conf_node **seen; /* by option */
 };
 
-/* The next component of an option's path behind `prefix`, or NULL when it is elsewhere; owned by the caller. */
+/* The next component of an option's path behind `prefix`, or NULL when it is elsewhere; owned by the caller.
+ */
 static char *component_of(const struct conf_option *o, enum conf_scope scope, const char *prefix)
 {
 	size_t n = strlen(prefix);
@@ -59,7 +60,8 @@ static void report_unknown(const struct level *l, const struct conf_node *key, c
 
 static void read_special(struct conf_build *b, const struct conf_option *o, const struct conf_node *n);
 
-static void read_option(const struct level *l, size_t index, const struct conf_node *key, const struct conf_node *value)
+static void read_option(
+	const struct level *l, size_t index, const struct conf_node *key, const struct conf_node *value)
 {
 	const struct conf_option *o = &conf_options[index];
 	const struct conf_node *first = l->seen[index];
@@ -68,14 +70,16 @@ static void read_option(const struct level *l, size_t index, const struct conf_n
 	if (o->size == 0)
 		read_special(l->b, o, value);
 	else if (first != NULL)
-		conf_error_at(l->b->errors, key, "%s is set already in %s:%u", o->path, first->file, first->line);
+		conf_error_at(
+			l->b->errors, key, "%s is set already in %s:%u", o->path, first->file, first->line);
 	else
 		conf_option_read(o, l->b->errors, value, l->record);
 }
 
 static void read_level(const struct level *l, const struct conf_node *map, const char *prefix);
 
-static void read_key(const struct level *l, const struct conf_node *key, const struct conf_node *value, const char *prefix)
+static void read_key(
+	const struct level *l, const struct conf_node *key, const struct conf_node *value, const char *prefix)
 {
 	char *path = mem_printf("%s%s", prefix, key->text);
 	size_t n = strlen(path);
@@ -128,7 +132,8 @@ static void complete_level(const struct level *l, const struct conf_node *at)
 
 /* --- records */
 
-static void add_record(struct conf_records *to, void *record, const struct conf_node *n, const struct conf_node *key)
+static void add_record(
+	struct conf_records *to, void *record, const struct conf_node *n, const struct conf_node *key)
 {
 	to->v = mem_realloc(to->v, to->n + 1, sizeof(*to->v));
 	to->v[to->n] = (struct conf_record){ .record = record, .node = n, .key = key, .order = to->n };
@@ -189,7 +194,9 @@ static void read_providers(struct conf_build *b, const struct conf_node *map)
 		const struct conf_node *key = map->keys[i], *n = map->values[i];
 		if (!conf_is_slug(key->text))
 			conf_error_at(b->errors, key,
-				"provider key \"%.60s\" is not 1 to 64 lower-case letters, digits, \"_\" or \"-\"", key->text);
+				"provider key \"%.60s\" is not 1 to 64 lower-case letters, digits, \"_\" or "
+				"\"-\"",
+				key->text);
 		if (!expect_map(b, n, key->text))
 			continue;
 		struct provider *p = mem_alloc(sizeof(*p));
@@ -262,7 +269,9 @@ static void include_one(struct conf_build *b, const struct conf_option *o, const
 	} else if (conf_expand_path(b->errors, o, n, &path)) {
 		const char *s = buf_str(&path);
 		char *folder = conf_folder_of(n->file);
-		char *whole = s[0] == '/' ? mem_strdup(s) : strchr(n->file, '/') == NULL ? mem_strdup(s) : mem_printf("%s/%s", folder, s);
+		char *whole = s[0] == '/'                    ? mem_strdup(s)
+			      : strchr(n->file, '/') == NULL ? mem_strdup(s)
+							     : mem_printf("%s/%s", folder, s);
 		if (is_pattern(n->text))
 			include_matches(b, n, whole);
 		else
@@ -279,7 +288,8 @@ static size_t option_index(const char *path)
 {
 	size_t i = 0;
 
-	while (i < conf_n_options && (conf_options[i].scope != SCOPE_ROOT || strcmp(conf_options[i].path, path) != 0))
+	while (i < conf_n_options &&
+		(conf_options[i].scope != SCOPE_ROOT || strcmp(conf_options[i].path, path) != 0))
 		i++;
 	ALWAYS(i < conf_n_options);
 	return i;
@@ -321,7 +331,8 @@ static void read_file(struct conf_build *b, const char *file, const struct conf_
 	}
 	b->sources = mem_realloc(b->sources, b->n_sources + 1, sizeof(*b->sources));
 	struct conf_source *s = &b->sources[b->n_sources++];
-	*s = (struct conf_source){ .file = mem_strdup(file), .real = resolved != NULL ? mem_strdup(resolved) : NULL };
+	*s = (struct conf_source){ .file = mem_strdup(file),
+		.real = resolved != NULL ? mem_strdup(resolved) : NULL };
 	if (resolved == NULL && from != NULL)
 		conf_error_at(b->errors, from, "include: %s: there is no such file", file);
 	else if (conf_yaml_read(s->file, b->errors, &s->root) < 0)

@@ -1,8 +1,9 @@
 /*
- * conf_check - what only the whole configuration can tell: references, combinations, and the files that it names.
+ * conf_check - what only the whole configuration can tell: references, combinations, and the files that it
+ * names.
  *
- * Runs also when values were refused already, to find the rest in the same run: a field may be NULL or zero here and
- * is then passed over. It opens key and secret files and touches nothing else.
+ * Runs also when values were refused already, to find the rest in the same run: a field may be NULL or zero
+ * here and is then passed over. It opens key and secret files and touches nothing else.
  */
 #include "model/conf_build.h"
 
@@ -40,20 +41,23 @@ static const struct conf_node *either(const struct conf_build *b, const char *fi
 
 /* --- files */
 
-/* No one beside the owner and a reading group may know a secret; what cannot be looked at is the opener's to report. */
+/* No one beside the owner and a reading group may know a secret; what cannot be looked at is the opener's to
+ * report. */
 static bool check_mode(struct conf_build *b, const struct conf_node *at, const char *key, const char *path)
 {
 	struct stat st;
 
 	if (stat(path, &st) < 0 || !S_ISREG(st.st_mode) || (st.st_mode & (S_IWGRP | S_IRWXO)) == 0)
 		return true;
-	conf_error_at(b->errors, at, "%s: %s has mode %04o: others must have no access and the group must not write", key, path,
+	conf_error_at(b->errors, at,
+		"%s: %s has mode %04o: others must have no access and the group must not write", key, path,
 		(unsigned)(st.st_mode & 07777));
 	return false;
 }
 
 /* The whole file without the newline at its end; false when it was reported. */
-static bool read_secret(struct conf_build *b, const struct conf_node *at, const char *key, const char *path, struct buf *out)
+static bool read_secret(
+	struct conf_build *b, const struct conf_node *at, const char *key, const char *path, struct buf *out)
 {
 	struct fault f = { .code = 0 };
 
@@ -72,7 +76,8 @@ static bool read_secret(struct conf_build *b, const struct conf_node *at, const 
 		return false;
 	}
 	if (str_has_ctl(out->data, out->len)) {
-		conf_error_at(b->errors, at, "%s: %s has more than one line, or control characters", key, path);
+		conf_error_at(
+			b->errors, at, "%s: %s has more than one line, or control characters", key, path);
 		buf_reset(out);
 		return false;
 	}
@@ -80,7 +85,8 @@ static bool read_secret(struct conf_build *b, const struct conf_node *at, const 
 }
 
 /* Only that it can be read and is not empty: what is in it is judged by the library that uses it. */
-static void check_readable(struct conf_build *b, const struct conf_node *at, const char *key, const char *path)
+static void check_readable(
+	struct conf_build *b, const struct conf_node *at, const char *key, const char *path)
 {
 	struct buf content = BUF_INIT_SECRET(PEM_BYTES);
 	struct fault f = { .code = 0 };
@@ -102,7 +108,9 @@ static void check_scheme(struct conf_build *b, const struct conf_node *at, const
 		return;
 	if (strcmp(u.scheme, "http") == 0) {
 		if (b->conf->insecure_http != INSECURE_HTTP_LOOPBACK)
-			conf_error_at(b->errors, at, "%s: must be https:// (insecure_http: loopback allows http:// to loopback hosts)",
+			conf_error_at(b->errors, at,
+				"%s: must be https:// (insecure_http: loopback allows http:// to loopback "
+				"hosts)",
 				key);
 		else if (!url_is_loopback(&u))
 			conf_error_at(b->errors, at, "%s: http:// is allowed to loopback hosts only", key);
@@ -110,7 +118,8 @@ static void check_scheme(struct conf_build *b, const struct conf_node *at, const
 	url_fini(&u);
 }
 
-static void check_template_scheme(struct conf_build *b, const struct conf_node *at, const char *key, const struct template *t)
+static void check_template_scheme(
+	struct conf_build *b, const struct conf_node *at, const char *key, const struct template *t)
 {
 	struct buf outline = BUF_INIT(8000);
 
@@ -129,8 +138,8 @@ static void check_instance(struct conf_build *b)
 		return;
 	/* A longer name is cut by the call, which then need not end it. */
 	if (gethostname(host, sizeof(host) - 1) < 0 || !conf_is_word(host))
-		conf_error_add(b->errors, b->sources[0].file, 0, 0, "instance: the host name \"%.60s\" cannot serve as the name; set one",
-			host);
+		conf_error_add(b->errors, b->sources[0].file, 0, 0,
+			"instance: the host name \"%.60s\" cannot serve as the name; set one", host);
 	else
 		b->conf->instance = mem_strdup(host);
 }
@@ -143,15 +152,19 @@ static bool is_set(const struct listen_addr *a)
 static void check_listeners(struct conf_build *b)
 {
 	struct conf *c = b->conf;
-	const struct conf_node *cert = conf_build_where(b, "api.tls.cert_file"), *key = conf_build_where(b, "api.tls.key_file");
+	const struct conf_node *cert = conf_build_where(b, "api.tls.cert_file"),
+			       *key = conf_build_where(b, "api.tls.key_file");
 
 	c->api.on = is_set(&c->api.listen);
 	c->metrics.on = is_set(&c->metrics.listen);
-	bool same = c->api.listen.is_unix ? c->metrics.listen.is_unix && strcmp(c->api.listen.path, c->metrics.listen.path) == 0
+	bool same = c->api.listen.is_unix ? c->metrics.listen.is_unix &&
+						    strcmp(c->api.listen.path, c->metrics.listen.path) == 0
 					  : !c->metrics.listen.is_unix && c->api.listen.port != 0 &&
-			c->api.listen.port == c->metrics.listen.port && strcmp(c->api.listen.host, c->metrics.listen.host) == 0;
+						    c->api.listen.port == c->metrics.listen.port &&
+						    strcmp(c->api.listen.host, c->metrics.listen.host) == 0;
 	if (c->api.on && c->metrics.on && same)
-		conf_error_at(b->errors, conf_build_where(b, "metrics.listen"), "metrics.listen: is api.listen's address already");
+		conf_error_at(b->errors, conf_build_where(b, "metrics.listen"),
+			"metrics.listen: is api.listen's address already");
 
 	if (cert != NULL && key == NULL)
 		conf_error_at(b->errors, cert, "api.tls.cert_file: needs api.tls.key_file");
@@ -182,18 +195,21 @@ static void check_lease(struct conf_build *b, const struct conf_node *at, const 
 {
 	char lease[32], need[32];
 
-	if (timeout_us == 0 || b->conf->refresh.lease_us == 0 || b->conf->refresh.lease_us >= timeout_us + LEASE_SPARE_US)
+	if (timeout_us == 0 || b->conf->refresh.lease_us == 0 ||
+		b->conf->refresh.lease_us >= timeout_us + LEASE_SPARE_US)
 		return;
 	str_format_duration(b->conf->refresh.lease_us, lease);
 	str_format_duration(timeout_us + LEASE_SPARE_US, need);
-	conf_error_at(b->errors, at, "%s: refresh.lease (%s) must be at least this and 30s more (%s)", key, lease, need);
+	conf_error_at(b->errors, at, "%s: refresh.lease (%s) must be at least this and 30s more (%s)", key,
+		lease, need);
 }
 
 static void check_refresh(struct conf_build *b)
 {
 	const struct conf *c = b->conf;
 
-	check_lease(b, either(b, "refresh.timeout", "refresh.lease"), "refresh.timeout", c->refresh.timeout_us);
+	check_lease(
+		b, either(b, "refresh.timeout", "refresh.lease"), "refresh.timeout", c->refresh.timeout_us);
 	if (c->refresh.timeout_us != 0 && c->refresh.connect_timeout_us > c->refresh.timeout_us)
 		conf_error_at(b->errors, either(b, "refresh.connect_timeout", "refresh.timeout"),
 			"refresh.connect_timeout: must not be longer than refresh.timeout");
@@ -215,8 +231,8 @@ static void check_webhook(struct conf_build *b, size_t i)
 		const struct conf_webhook *first = b->webhooks.v[k].record;
 		if (first->name == NULL || strcmp(first->name, w->name) != 0)
 			continue;
-		conf_error_at(b->errors, value_of(n, "name"), "webhook \"%s\" is defined already in %s:%u", w->name, first->file,
-			first->line);
+		conf_error_at(b->errors, value_of(n, "name"), "webhook \"%s\" is defined already in %s:%u",
+			w->name, first->file, first->line);
 		break;
 	}
 	if (w->url != NULL)
@@ -230,8 +246,8 @@ static void check_webhook(struct conf_build *b, size_t i)
 
 /* --- providers */
 
-static void check_captures_of(struct conf_build *b, const struct provider *p, const struct conf_node *at, const char *key,
-	const struct template *t)
+static void check_captures_of(struct conf_build *b, const struct provider *p, const struct conf_node *at,
+	const char *key, const struct template *t)
 {
 	const char *source, *name;
 
@@ -240,7 +256,8 @@ static void check_captures_of(struct conf_build *b, const struct provider *p, co
 		for (size_t k = 0; k < p->n_capture && !known; k++)
 			known = strcmp(p->capture[k].name, name) == 0;
 		if (!known)
-			conf_error_at(b->errors, at, "%s: {capture.%s} is not among the provider's captures", key, name);
+			conf_error_at(b->errors, at, "%s: {capture.%s} is not among the provider's captures",
+				key, name);
 	}
 }
 
@@ -266,20 +283,27 @@ static void check_times(struct conf_build *b, struct provider *p, const struct c
 
 	if (own)
 		check_lease(b, value_of(n, "timeout"), "timeout", timeout);
-	if (p->rotation == ROTATION_STRICT && p->auth_type == AUTH_OAUTH2 && timeout != 0 && timeout < STRICT_TIMEOUT_US)
+	if (p->rotation == ROTATION_STRICT && p->auth_type == AUTH_OAUTH2 && timeout != 0 &&
+		timeout < STRICT_TIMEOUT_US)
 		conf_error_at(b->errors, value_of(n, own ? "timeout" : "rotation"),
-			"rotation strict needs %s of at least 30s: giving up on an answer early would lose tokens",
+			"rotation strict needs %s of at least 30s: giving up on an answer early would lose "
+			"tokens",
 			own ? "a timeout" : "a refresh.timeout");
 	if (p->connect_timeout_us > timeout && timeout != 0)
-		conf_error_at(b->errors, value_of(n, "connect_timeout"), "connect_timeout: must not be longer than the timeout");
+		conf_error_at(b->errors, value_of(n, "connect_timeout"),
+			"connect_timeout: must not be longer than the timeout");
 	if (p->connect_timeout_us == 0)
-		p->connect_timeout_us = b->conf->refresh.connect_timeout_us < timeout ? b->conf->refresh.connect_timeout_us : timeout;
+		p->connect_timeout_us = b->conf->refresh.connect_timeout_us < timeout
+						? b->conf->refresh.connect_timeout_us
+						: timeout;
 	if (p->default_expires_in_us > p->max_expires_in_us && p->max_expires_in_us != 0)
-		conf_error_at(b->errors, value_of(n, "default_expires_in"), "default_expires_in: must not be longer than max_expires_in");
+		conf_error_at(b->errors, value_of(n, "default_expires_in"),
+			"default_expires_in: must not be longer than max_expires_in");
 }
 
 /* `at` has a value that is of use only with another one, or the other way round. */
-static void check_pair(struct conf_build *b, const struct conf_node *n, bool condition, const char *word, bool given, const char *key)
+static void check_pair(struct conf_build *b, const struct conf_node *n, bool condition, const char *word,
+	bool given, const char *key)
 {
 	const struct conf_node *value = conf_node_get(n, key);
 
@@ -299,8 +323,9 @@ static void check_provider(struct conf_build *b, size_t i)
 	if (i > 0) {
 		const struct provider *first = b->providers.v[i - 1].record;
 		if (strcmp(first->key, p->key) == 0)
-			conf_error_at(b->errors, b->providers.v[i].key, "provider \"%s\" is defined already in %s:%u", p->key,
-				first->file, first->line);
+			conf_error_at(b->errors, b->providers.v[i].key,
+				"provider \"%s\" is defined already in %s:%u", p->key, first->file,
+				first->line);
 	}
 	if (p->name == NULL && conf_node_get(n, "name") == NULL)
 		p->name = mem_strdup(p->key);
@@ -308,10 +333,14 @@ static void check_provider(struct conf_build *b, size_t i)
 		conf_error_at(b->errors, n, "missing key \"token_url\" (auth_type is oauth2)");
 	check_templates(b, p, n);
 	check_times(b, p, n);
-	check_pair(b, n, p->rotation == ROTATION_GRACE, "rotation grace", p->rotation_grace_us > 0, "rotation_grace");
-	check_pair(b, n, p->send_scope == SEND_SCOPE_LITERAL, "send_scope literal", p->scope != NULL, "scope");
-	if (p->rotation == ROTATION_GRACE && p->rotation_grace_us == 0 && conf_node_get(n, "rotation_grace") != NULL)
-		conf_error_at(b->errors, value_of(n, "rotation_grace"), "rotation_grace: must be longer than 0 with rotation grace");
+	check_pair(b, n, p->rotation == ROTATION_GRACE, "rotation grace", p->rotation_grace_us > 0,
+		"rotation_grace");
+	check_pair(
+		b, n, p->send_scope == SEND_SCOPE_LITERAL, "send_scope literal", p->scope != NULL, "scope");
+	if (p->rotation == ROTATION_GRACE && p->rotation_grace_us == 0 &&
+		conf_node_get(n, "rotation_grace") != NULL)
+		conf_error_at(b->errors, value_of(n, "rotation_grace"),
+			"rotation_grace: must be longer than 0 with rotation grace");
 	if (p->method_get && p->body_format != BODY_QUERY)
 		conf_error_at(b->errors, value_of(n, "method"), "method: GET needs body_format query");
 	if (p->ca_file != NULL)
@@ -327,12 +356,14 @@ static void report_unknown_provider(struct conf_build *b, const struct client *c
 	for (size_t i = 0; i < b->conf->n_providers; i++)
 		keys[i] = b->conf->providers[i]->key;
 	const char *near = conf_near(c->provider, keys, b->conf->n_providers);
-	conf_error_at(b->errors, value_of(n, "provider"), "provider: there is no provider \"%s\"%s%s%s", c->provider,
-		near != NULL ? "; did you mean \"" : "", near != NULL ? near : "", near != NULL ? "\"?" : "");
+	conf_error_at(b->errors, value_of(n, "provider"), "provider: there is no provider \"%s\"%s%s%s",
+		c->provider, near != NULL ? "; did you mean \"" : "", near != NULL ? near : "",
+		near != NULL ? "\"?" : "");
 	mem_free(keys);
 }
 
-/* Which of the files each way to authenticate needs; the rest would be dead weight that looks like protection. */
+/* Which of the files each way to authenticate needs; the rest would be dead weight that looks like
+ * protection. */
 static void check_client_files(struct conf_build *b, const struct client *c, const struct conf_node *n)
 {
 	const char *word = client_auth_word(c->auth);
@@ -353,7 +384,8 @@ static void check_client_files(struct conf_build *b, const struct client *c, con
 		if (rules[i].needed && value == NULL)
 			conf_error_at(b->errors, n, "client_auth %s needs %s", word, rules[i].key);
 		if (!rules[i].needed && !rules[i].allowed && value != NULL)
-			conf_error_at(b->errors, value, "%s: is of no use with client_auth %s", rules[i].key, word);
+			conf_error_at(
+				b->errors, value, "%s: is of no use with client_auth %s", rules[i].key, word);
 	}
 }
 
@@ -363,7 +395,8 @@ static void open_client_files(struct conf_build *b, struct client *c, const stru
 	struct fault f = { .code = 0 };
 
 	if (c->secret_file != NULL)
-		(void)!read_secret(b, value_of(n, "client_secret_file"), "client_secret_file", c->secret_file, &c->secret);
+		(void)!read_secret(b, value_of(n, "client_secret_file"), "client_secret_file", c->secret_file,
+			&c->secret);
 	if (c->cert_file != NULL)
 		check_readable(b, value_of(n, "cert_file"), "cert_file", c->cert_file);
 	if (c->private_key_file == NULL || !check_mode(b, at, "private_key_file", c->private_key_file))
@@ -376,8 +409,9 @@ static void open_client_files(struct conf_build *b, struct client *c, const stru
 
 static bool is_same_client(const struct client *c, const struct client *d)
 {
-	return c->application != NULL && d->application != NULL && c->provider != NULL && d->provider != NULL &&
-		strcmp(c->application, d->application) == 0 && strcmp(c->provider, d->provider) == 0;
+	return c->application != NULL && d->application != NULL && c->provider != NULL &&
+	       d->provider != NULL && strcmp(c->application, d->application) == 0 &&
+	       strcmp(c->provider, d->provider) == 0;
 }
 
 static void check_client(struct conf_build *b, size_t i)
@@ -389,17 +423,20 @@ static void check_client(struct conf_build *b, size_t i)
 	const struct client *before = i > 0 ? b->clients.v[i - 1].record : NULL;
 
 	if (before != NULL && is_same_client(before, c))
-		conf_error_at(b->errors, n, "a client of application \"%s\" for provider \"%s\" is defined already in %s:%u",
+		conf_error_at(b->errors, n,
+			"a client of application \"%s\" for provider \"%s\" is defined already in %s:%u",
 			c->application, c->provider, before->file, before->line);
 	if (c->provider != NULL && p == NULL && !b->incomplete)
 		report_unknown_provider(b, c, n);
 	if (p != NULL && p->auth_type != AUTH_OAUTH2)
-		conf_error_at(b->errors, value_of(n, "provider"), "provider: \"%s\" is not of auth_type oauth2 and takes no client",
-			p->key);
+		conf_error_at(b->errors, value_of(n, "provider"),
+			"provider: \"%s\" is not of auth_type oauth2 and takes no client", p->key);
 	if (p != NULL && own == NULL)
 		c->auth = p->client_auth;
-	if (p != NULL && p->basic_raw && c->auth == CLIENT_AUTH_BASIC && c->client_id != NULL && strchr(c->client_id, ':') != NULL)
-		conf_error_at(b->errors, value_of(n, "client_id"), "client_id: cannot hold \":\" with the provider's basic_raw");
+	if (p != NULL && p->basic_raw && c->auth == CLIENT_AUTH_BASIC && c->client_id != NULL &&
+		strchr(c->client_id, ':') != NULL)
+		conf_error_at(b->errors, value_of(n, "client_id"),
+			"client_id: cannot hold \":\" with the provider's basic_raw");
 	if (p != NULL || own != NULL)
 		check_client_files(b, c, n);
 	open_client_files(b, c, n);

@@ -1,8 +1,8 @@
 /*
  * conf_docs - the commented sample file and the OPTIONS part of refreshd.yaml(5), both from the table.
  *
- * The files in the source tree are this output, kept in step by a test. Everything that a person is told about an
- * option is in its row; only headings and layout are here.
+ * The files in the source tree are this output, kept in step by a test. Everything that a person is told
+ * about an option is in its row; only headings and layout are here.
  */
 #include "model/conf.h"
 
@@ -53,8 +53,8 @@ static char *words_text(const struct conf_option *o)
 
 static bool is_number(const struct conf_option *o)
 {
-	return o->type->kind == CONF_SCALAR && o->min != NULL && o->max != NULL && o->type != &conf_type_TEXT &&
-		o->type != &conf_type_WORD;
+	return o->type->kind == CONF_SCALAR && o->min != NULL && o->max != NULL &&
+	       o->type != &conf_type_TEXT && o->type != &conf_type_WORD;
 }
 
 /* Values and bounds: "one of ...; 1s to 10m"; owned by the caller. */
@@ -67,7 +67,8 @@ static char *values_text(const struct conf_option *o)
 		return text;
 	}
 	if (is_number(o))
-		return mem_printf("From %s to %s%s%s.", o->min, o->max, o->unit != NULL ? " " : "", o->unit != NULL ? o->unit : "");
+		return mem_printf("From %s to %s%s%s.", o->min, o->max, o->unit != NULL ? " " : "",
+			o->unit != NULL ? o->unit : "");
 	return mem_strdup("");
 }
 
@@ -77,7 +78,9 @@ static const char *default_yaml(const struct conf_option *o)
 	if (o->default_text == NULL || o->default_text == conf_required)
 		return NULL;
 	if (o->type->kind == CONF_LIST)
-		return o->default_text[0] == '\0' ? NULL : o->type == &conf_type_EVENTS ? "[\"*\"]" : o->example;
+		return o->default_text[0] == '\0'     ? NULL
+		       : o->type == &conf_type_EVENTS ? "[\"*\"]"
+						      : o->example;
 	if (strcmp(o->default_text, " ") == 0)
 		return "\" \"";
 	return strcmp(o->default_text, "*") == 0 ? "\"*\"" : o->default_text;
@@ -126,7 +129,8 @@ static void put_option_comment(struct writer *w, const struct conf_option *o, un
 static bool has_shown(enum conf_scope scope, const char *prefix, size_t n)
 {
 	for (size_t i = 0; i < conf_n_options; i++)
-		if (conf_options[i].scope == scope && conf_options[i].show == SHOWN && strncmp(conf_options[i].path, prefix, n) == 0)
+		if (conf_options[i].scope == scope && conf_options[i].show == SHOWN &&
+			strncmp(conf_options[i].path, prefix, n) == 0)
 			return true;
 	return false;
 }
@@ -134,13 +138,14 @@ static bool has_shown(enum conf_scope scope, const char *prefix, size_t n)
 struct sample {
 	struct writer w;
 	enum conf_scope scope;
-	unsigned column; /* of the record's keys */
+	unsigned column;     /* of the record's keys */
 	const char *section; /* the path whose section is open, up to section_len */
 	size_t section_len;
 	bool first; /* the next key begins a list item */
 };
 
-/* A commented line keeps its own indentation behind the "#", so that uncommenting is deleting one character. */
+/* A commented line keeps its own indentation behind the "#", so that uncommenting is deleting one character.
+ */
 static void put_line(struct sample *s, unsigned column, bool shown, const char *key, const char *value)
 {
 	const char *dash = s->first && shown ? "- " : "";
@@ -220,11 +225,12 @@ int conf_sample(struct buf *out)
 	struct buf text = BUF_INIT(DOCS_BYTES);
 	struct sample s = { .w = { .out = &text, .rc = 0 }, .scope = SCOPE_ROOT };
 
-	put(&s.w, "# refreshd.yaml - configuration of refreshd; see refreshd.yaml(5).\n"
-		  "#\n"
-		  "# Durations: 250ms 90s 5m 2h 30d. Sizes: 512 64k 1M 2G. Rates: 10/s 600/m 1000/h.\n"
-		  "# ${NAME} is replaced from the environment, in file paths only. Secrets are always files.\n"
-		  "# \"refreshd --check-config -c FILE\" tells every mistake at once.\n\n");
+	put(&s.w,
+		"# refreshd.yaml - configuration of refreshd; see refreshd.yaml(5).\n"
+		"#\n"
+		"# Durations: 250ms 90s 5m 2h 30d. Sizes: 512 64k 1M 2G. Rates: 10/s 600/m 1000/h.\n"
+		"# ${NAME} is replaced from the environment, in file paths only. Secrets are always files.\n"
+		"# \"refreshd --check-config -c FILE\" tells every mistake at once.\n\n");
 	put_scope(&s);
 	if (s.w.rc == 0)
 		s.w.rc = buf_append(out, buf_str(&text), text.len);
@@ -247,7 +253,8 @@ static void put_sentences(struct writer *w, const char *text)
 		else
 			put(w, "%c", *s);
 		at_start = false;
-		bool ends = s[0] == '.' && s[1] == ' ' && isupper((unsigned char)s[2]) && (s == text || s[-1] != '.');
+		bool ends = s[0] == '.' && s[1] == ' ' && isupper((unsigned char)s[2]) &&
+			    (s == text || s[-1] != '.');
 		if (ends) {
 			put(w, "\n");
 			at_start = true;

@@ -1,8 +1,9 @@
 /*
  * conf_dump - a snapshot as YAML again, and which options differ between two.
  *
- * Values become nodes by their types and nodes become text here, in one place, so that whatever is printed reads
- * back to the same. Secrets are in the snapshot, but no option's field holds one: they cannot be printed.
+ * Values become nodes by their types and nodes become text here, in one place, so that whatever is printed
+ * reads back to the same. Secrets are in the snapshot, but no option's field holds one: they cannot be
+ * printed.
  */
 #include "model/conf.h"
 
@@ -82,7 +83,8 @@ static struct conf_node *tree_of_conf(const struct conf *c)
 	for (size_t i = 0; i < c->n_webhooks; i++)
 		conf_node_add(webhooks, NULL, tree_of_record(SCOPE_WEBHOOK, &c->webhooks[i]));
 	for (size_t i = 0; i < c->n_providers; i++)
-		conf_node_add(providers, c->providers[i]->key, tree_of_record(SCOPE_PROVIDER, c->providers[i]));
+		conf_node_add(
+			providers, c->providers[i]->key, tree_of_record(SCOPE_PROVIDER, c->providers[i]));
 	for (size_t i = 0; i < c->n_clients; i++)
 		conf_node_add(clients, NULL, tree_of_client(c->clients[i]));
 	conf_node_add(root, "webhooks", webhooks);
@@ -134,7 +136,8 @@ static bool is_plain(const char *s)
 /* Characters that YAML or a terminal would not take as they are go by number. */
 static bool needs_escape(uint32_t c)
 {
-	return c < 0x20 || (c >= 0x7f && c <= 0xa0) || c == 0x2028 || c == 0x2029 || c == 0xfeff || (c >= 0xfffe && c <= 0xffff);
+	return c < 0x20 || (c >= 0x7f && c <= 0xa0) || c == 0x2028 || c == 0x2029 || c == 0xfeff ||
+	       (c >= 0xfffe && c <= 0xffff);
 }
 
 static uint32_t code_point(const char *s, size_t n)

@@ -1,8 +1,7 @@
 /*
- * conf_type - the table of options and the types of single values.
+ * conf_type - the types of single values: each has its reader and its way back to text.
  *
- * The table itself is options.def; here it becomes data, and each scalar type has its reader and its way back to
- * text. Lists and maps are in conf_type_list.c. Readers must not open what a path names: that is conf_check's.
+ * Lists and maps are in conf_type_list.c. Readers must not open what a path names: that is conf_check's.
  */
 #include "model/conf_type.h"
 
@@ -15,157 +14,6 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "model/conf_type_impl.h"
-
-#define WORD_ROW(id, word) { word, id },
-static const struct conf_word insecure_http_words[] = { { "no", INSECURE_HTTP_NO }, { "loopback", INSECURE_HTTP_LOOPBACK },
-	{ NULL, 0 } };
-static const struct conf_word log_format_words[] = { { "logfmt", LOG_FORMAT_LOGFMT }, { "json", LOG_FORMAT_JSON },
-	{ NULL, 0 } };
-static const struct conf_word log_level_words[] = { { "error", LOG_LEVEL_ERROR }, { "warning", LOG_LEVEL_WARNING },
-	{ "notice", LOG_LEVEL_NOTICE }, { "info", LOG_LEVEL_INFO }, { "debug", LOG_LEVEL_DEBUG }, { NULL, 0 } };
-static const struct conf_word pooler_words[] = { { "none", false }, { "transaction", true }, { NULL, 0 } };
-static const struct conf_word journal_sync_words[] = { { "group", true }, { "off", false }, { NULL, 0 } };
-static const struct conf_word method_words[] = { { "POST", false }, { "GET", true }, { NULL, 0 } };
-static const struct conf_word alg_words[] = { { "ES256", SIGN_ES256 }, { "RS256", SIGN_RS256 }, { NULL, 0 } };
-static const struct conf_word auth_type_words[] = { AUTH_TYPE_LIST(WORD_ROW) { NULL, 0 } };
-static const struct conf_word client_auth_words[] = { CLIENT_AUTH_LIST(WORD_ROW) { NULL, 0 } };
-static const struct conf_word rotation_words[] = { ROTATION_LIST(WORD_ROW) { NULL, 0 } };
-static const struct conf_word body_format_words[] = { BODY_FORMAT_LIST(WORD_ROW) { NULL, 0 } };
-static const struct conf_word send_scope_words[] = { SEND_SCOPE_LIST(WORD_ROW) { NULL, 0 } };
-static const struct conf_word time_unit_words[] = { TIME_UNIT_LIST(WORD_ROW) { NULL, 0 } };
-
-const char conf_required[] = "(required)";
-
-#define FIELD(type_, field_) offsetof(struct type_, field_), sizeof(((struct type_ *)NULL)->field_)
-#define NONE 0, 0
-#define REQUIRED conf_required
-#define OPTION(scope_, field_, path_, type_, words_, default_, min_, max_, unit_, apply_, show_, example_, doc_) \
-	{ SCOPE_##scope_, path_, &conf_type_##type_, field_, words_, default_, min_, max_, unit_, apply_, show_, example_, doc_ },
-const struct conf_option conf_options[] = {
-#include "model/options.def"
-};
-#undef OPTION
-const size_t conf_n_options = sizeof(conf_options) / sizeof(conf_options[0]);
-
-/* --- any option */
-
-static void *field_of(const struct conf_option *o, void *record)
-{
-	return (char *)record + o->offset;
-}
-
-static const char *kind_word(const struct conf_node *n)
-{
-	switch (n->kind) {
-	case CONF_LIST:
-		return "a list";
-	case CONF_MAP:
-		return "a map";
-	default:
-		return n->text != NULL && n->text[0] != '\0' ? "plain text" : "nothing";
-	}
-}
-
-bool conf_expect(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, enum conf_kind kind)
-{
-	if (n->kind == kind)
-		return true;
-	if (n->kind != CONF_BAD)
-		conf_error_at(e, n, "%s: expected %s, found %s", o->path, o->type->name, kind_word(n));
-	return false;
-}
-
-void conf_option_read(const struct conf_option *o, struct conf_errors *e, const struct conf_node *n, void *record)
-{
-	if (conf_expect(e, o, n, o->type->kind))
-		o->type->read(e, o, n, field_of(o, record));
-}
-
-/* The default of a list is its items with a space between. */
-static struct conf_node *default_node(const struct conf_option *o)
-{
-	if (o->type->kind != CONF_LIST)
-		return conf_node_scalar(o->default_text);
-	struct conf_node *list = conf_node_new(CONF_LIST);
-	const char *s = o->default_text;
-	while (*s != '\0') {
-		size_t n = strcspn(s, " ");
-		char *item = mem_strndup(s, n);
-		conf_node_add(list, NULL, conf_node_scalar(item));
-		mem_free(item);
-		s += n + strspn(s + n, " ");
-	}
-	return list;
-}
-
-void conf_option_default(const struct conf_option *o, void *record)
-{
-	struct conf_errors none = { .v = NULL, .n = 0 };
-
-	if (o->default_text == NULL || o->default_text == conf_required)
-		return;
-	struct conf_node *n = default_node(o);
-	conf_option_read(o, &none, n, record);
-	conf_node_free(n);
-	ALWAYS(none.n == 0);
-}
-
-struct conf_node *conf_option_node(const struct conf_option *o, const void *record)
-{
-	return o->size > 0 ? o->type->node_of(o, (const char *)record + o->offset) : NULL;
-}
-
-/* --- "did you mean" */
-
-#define NEAR_BYTES 64
-
-static size_t least(size_t a, size_t b)
-{
-	return a < b ? a : b;
-}
-
-/* Levenshtein's distance, with two swapped neighbours as one slip; three rows at a time. */
-static size_t distance(const char *a, const char *b)
-{
-	size_t rows[3][NEAR_BYTES + 1], na = strlen(a), nb = strlen(b);
-
-	for (size_t j = 0; j <= nb; j++)
-		rows[0][j] = j;
-	for (size_t i = 1; i <= na; i++) {
-		size_t *row = rows[i % 3];
-		const size_t *above = rows[(i + 2) % 3], *above_that = rows[(i + 1) % 3];
-		row[0] = i;
-		for (size_t j = 1; j <= nb; j++) {
-			row[j] = least(above[j - 1] + (a[i - 1] != b[j - 1]), least(above[j], row[j - 1]) + 1);
-			if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
-				row[j] = least(row[j], above_that[j - 2] + 1);
-		}
-	}
-	return rows[na % 3][nb];
-}
-
-const char *conf_near(const char *word, const char *const *candidates, size_t n)
-{
-	size_t len = strlen(word);
-	size_t best = (len + 1) / 3 + 1;
-	const char *found = NULL;
-
-	if (len == 0 || len > NEAR_BYTES)
-		return NULL;
-	for (size_t i = 0; i < n; i++) {
-		if (strlen(candidates[i]) > NEAR_BYTES)
-			continue;
-		size_t d = distance(word, candidates[i]);
-		/* What only lacks its end is as near as one slip. */
-		if (len >= 4 && strncmp(candidates[i], word, len) == 0 && d > 1)
-			d = 1;
-		if (d < best && d < strlen(candidates[i])) {
-			best = d;
-			found = candidates[i];
-		}
-	}
-	return found;
-}
 
 /* --- text */
 
@@ -227,7 +75,8 @@ static struct conf_node *node_of_text(const struct conf_option *o, const void *f
 	return *text != NULL ? conf_node_scalar(*text) : NULL;
 }
 
-static void read_text(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_text(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	if (conf_text_fits(e, o, n))
 		set_text(field, n->text);
@@ -240,12 +89,15 @@ bool conf_is_word(const char *s)
 	return s[0] != '\0' && strchr("._-", s[0]) == NULL && is_within(s, chars);
 }
 
-static void read_word(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_word(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	if (!conf_text_fits(e, o, n))
 		return;
 	if (!conf_is_word(n->text))
-		conf_error_at(e, n, "%s: \"%.60s\" has other characters than letters, digits, \".\", \"_\" and \"-\", or begins with one of the last three",
+		conf_error_at(e, n,
+			"%s: \"%.60s\" has other characters than letters, digits, \".\", \"_\" and \"-\", or "
+			"begins with one of the last three",
 			o->path, n->text);
 	else
 		set_text(field, n->text);
@@ -260,8 +112,8 @@ static bool is_plain_path(const char *s)
 }
 
 /* ST_INVALID when it was reported, ST_FULL when it was not. */
-static int expand_variable(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, const char **s,
-	struct buf *out)
+static int expand_variable(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n,
+	const char **s, struct buf *out)
 {
 	static const char chars[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
 	const char *name = *s + 2;
@@ -285,7 +137,8 @@ static int expand_variable(struct conf_errors *e, const struct conf_option *o, c
 	return rc;
 }
 
-bool conf_expand_path(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, struct buf *out)
+bool conf_expand_path(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, struct buf *out)
 {
 	const char *s = n->text;
 	int rc = 0;
@@ -322,7 +175,8 @@ static char *absolute_path(const char *file, const char *path)
 	return whole;
 }
 
-static void read_path(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_path(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	struct buf path = BUF_INIT(2 * PATH_MAX);
 
@@ -336,7 +190,8 @@ static void read_path(struct conf_errors *e, const struct conf_option *o, const 
 
 /* --- URLs and addresses */
 
-static void read_url(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_url(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	struct url u;
 	struct fault f = { .code = 0 };
@@ -363,7 +218,8 @@ static bool has_password(const char *s)
 	return strstr(s, "password=") != NULL || strstr(s, "password =") != NULL;
 }
 
-static void read_db_url(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_db_url(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	bool is_url = strncmp(n->text, "postgresql://", 13) == 0 || strncmp(n->text, "postgres://", 11) == 0;
 
@@ -372,12 +228,14 @@ static void read_db_url(struct conf_errors *e, const struct conf_option *o, cons
 	if (!is_url && (strstr(n->text, "://") != NULL || strchr(n->text, '=') == NULL))
 		conf_error_at(e, n, "%s: expected postgresql://... or \"host=... dbname=...\"", o->path);
 	else if (has_password(n->text))
-		conf_error_at(e, n, "%s: must not hold a password; use passfile=... or peer authentication", o->path);
+		conf_error_at(e, n, "%s: must not hold a password; use passfile=... or peer authentication",
+			o->path);
 	else
 		set_text(field, n->text);
 }
 
-static void read_listen(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_listen(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	struct fault f = { .code = 0 };
 	struct listen_addr a;
@@ -401,7 +259,8 @@ static struct conf_node *node_of_listen(const struct conf_option *o, const void 
 	if (a->is_unix)
 		text = mem_printf("unix:%s", a->path);
 	else if (a->host[0] != '\0')
-		text = mem_printf(strchr(a->host, ':') != NULL ? "[%s]:%u" : "%s:%u", a->host, (unsigned)a->port);
+		text = mem_printf(
+			strchr(a->host, ':') != NULL ? "[%s]:%u" : "%s:%u", a->host, (unsigned)a->port);
 	struct conf_node *n = text != NULL ? conf_node_scalar(text) : NULL;
 	mem_free(text);
 	return n;
@@ -414,25 +273,28 @@ static void out_of_range(struct conf_errors *e, const struct conf_option *o, con
 	conf_error_at(e, n, "%s: %.60s is not within %s and %s", o->path, n->text, o->min, o->max);
 }
 
-static void malformed(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, const char *like)
+static void malformed(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, const char *like)
 {
-	conf_error_at(e, n, "%s: \"%.60s\" is not %s (%s); allowed are %s to %s", o->path, n->text, o->type->name, like, o->min,
-		o->max);
+	conf_error_at(e, n, "%s: \"%.60s\" is not %s (%s); allowed are %s to %s", o->path, n->text,
+		o->type->name, like, o->min, o->max);
 }
 
 /* Parses text and bounds with one parser and stores what fits; `like` shows the notation. */
-#define NUMBER_READER(fn_, value_, parse_, like_)                                                              \
-	static void fn_(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field) \
-	{                                                                                                      \
-		value_ v = 0, low, high;                                                                        \
-		int rc = parse_(n->text, strlen(n->text), &v);                                                 \
-		ALWAYS(parse_(o->min, strlen(o->min), &low) == 0 && parse_(o->max, strlen(o->max), &high) == 0); \
-		if (rc == ST_SYNTAX)                                                                           \
-			malformed(e, o, n, like_);                                                             \
-		else if (rc < 0 || v < low || v > high)                                                        \
-			out_of_range(e, o, n);                                                                 \
-		else                                                                                           \
-			memcpy(field, &v, sizeof(v));                                                          \
+#define NUMBER_READER(fn_, value_, parse_, like_)                                                            \
+	static void fn_(                                                                                     \
+		struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)  \
+	{                                                                                                    \
+		value_ v = 0, low, high;                                                                     \
+		int rc = parse_(n->text, strlen(n->text), &v);                                               \
+		ALWAYS(parse_(o->min, strlen(o->min), &low) == 0 &&                                          \
+			parse_(o->max, strlen(o->max), &high) == 0);                                         \
+		if (rc == ST_SYNTAX)                                                                         \
+			malformed(e, o, n, like_);                                                           \
+		else if (rc < 0 || v < low || v > high)                                                      \
+			out_of_range(e, o, n);                                                               \
+		else                                                                                         \
+			memcpy(field, &v, sizeof(v));                                                        \
 	}
 
 static int parse_count(const char *s, size_t n, unsigned *out)
@@ -447,21 +309,14 @@ static int parse_count(const char *s, size_t n, unsigned *out)
 	return rc;
 }
 
-static int parse_rate(const char *s, size_t n, double *out)
-{
-	if (strcmp(s, "unlimited") != 0)
-		return str_parse_rate(s, n, out);
-	*out = 0;
-	return 0;
-}
-
 NUMBER_READER(read_count, unsigned, parse_count, "digits")
 NUMBER_READER(read_size, uint64_t, str_parse_size, "like 512, 64k, 1M or 2G")
 NUMBER_READER(read_duration, int64_t, str_parse_duration_us, "like 250ms, 90s, 5m, 2h or 30d")
 NUMBER_READER(read_exact_share, double, str_parse_decimal, "like 0.2")
-NUMBER_READER(read_limited_rate, double, parse_rate, "like 10/s, 600/m or 1000/h")
+NUMBER_READER(read_limited_rate, double, str_parse_rate, "like 10/s, 600/m or 1000/h")
 
-static void read_rate(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_rate(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	const double unlimited = 0;
 
@@ -501,7 +356,8 @@ static struct conf_node *node_of_duration(const struct conf_option *o, const voi
 	return conf_node_scalar(text);
 }
 
-/* The shortest decimal that is read back as the same number: 24 places hold 17 digits of all that the table allows. */
+/* The shortest decimal that is read back as the same number: 24 places hold 17 digits of all that the table
+ * allows. */
 static void format_decimal(double v, char text[64])
 {
 	double back = -1;
@@ -512,7 +368,8 @@ static void format_decimal(double v, char text[64])
 	}
 }
 
-static void read_share(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_share(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	double v;
 
@@ -547,7 +404,8 @@ static struct conf_node *node_of_rate(const struct conf_option *o, const void *f
 		double back;
 		format_decimal(*v * units[i].seconds, number);
 		snprintf(text, sizeof(text), "%s%s", number, units[i].unit);
-		if (str_parse_rate(text, strlen(text), &back) == 0 && back == *v && (i == 0 || strlen(text) < strlen(best)))
+		if (str_parse_rate(text, strlen(text), &back) == 0 && back == *v &&
+			(i == 0 || strlen(text) < strlen(best)))
 			memcpy(best, text, sizeof(best));
 	}
 	return conf_node_scalar(best);
@@ -555,7 +413,8 @@ static struct conf_node *node_of_rate(const struct conf_option *o, const void *f
 
 /* --- words */
 
-static void read_bool(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_bool(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	bool v;
 
@@ -575,7 +434,8 @@ static struct conf_node *node_of_bool(const struct conf_option *o, const void *f
 
 _Static_assert(sizeof(enum client_auth) == sizeof(int), "a choice is an int or a bool");
 
-static void read_choice(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_choice(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	struct buf all = BUF_INIT(1000);
 	const char *candidates[16];
@@ -584,7 +444,9 @@ static void read_choice(struct conf_errors *e, const struct conf_option *o, cons
 	for (const struct conf_word *w = o->words; w->word != NULL; w++) {
 		bool as_bool = w->value != 0;
 		if (strcmp(w->word, n->text) == 0) {
-			memcpy(field, o->size == sizeof(bool) ? (const void *)&as_bool : (const void *)&w->value, o->size);
+			memcpy(field,
+				o->size == sizeof(bool) ? (const void *)&as_bool : (const void *)&w->value,
+				o->size);
 			buf_fini(&all);
 			return;
 		}
@@ -616,8 +478,10 @@ static struct conf_node *node_of_choice(const struct conf_option *o, const void 
 	return conf_node_scalar(w->word);
 }
 
-#define SCALAR(id_, name_, read_, node_of_) \
-	const struct conf_type conf_type_##id_ = { .name = (name_), .kind = CONF_SCALAR, .read = (read_), .node_of = (node_of_) };
+#define SCALAR(id_, name_, read_, node_of_)                                                                  \
+	const struct conf_type conf_type_##id_ = {                                                           \
+		.name = (name_), .kind = CONF_SCALAR, .read = (read_), .node_of = (node_of_)                 \
+	};
 SCALAR(TEXT, "a text", read_text, node_of_text)
 SCALAR(WORD, "a name", read_word, node_of_text)
 SCALAR(PATH, "a file path", read_path, node_of_text)

@@ -1,8 +1,9 @@
 /*
- * conf_type_list - the types of options that are lists or maps: names, event patterns, JSON pointers, templates.
+ * conf_type_list - the types of options that are lists or maps: names, event patterns, JSON pointers,
+ * templates.
  *
- * Every item is checked on its own and reported at its own place. A list or map with a bad item is not stored at
- * all: nothing is used while there is an error anywhere.
+ * Every item is checked on its own and reported at its own place. A list or map with a bad item is not stored
+ * at all: nothing is used while there is an error anywhere.
  */
 #include "model/conf_type.h"
 
@@ -16,8 +17,9 @@
 #define MAX_KEY 128  /* libyaml reads keys of at most 1024 bytes, and a dump may write six for two */
 
 /* The arrays of struct provider are a pointer with the count right behind it. */
-#define COUNT_FOLLOWS(v_, n_) \
-	_Static_assert(offsetof(struct provider, n_) == offsetof(struct provider, v_) + sizeof(void *), #n_ " follows " #v_)
+#define COUNT_FOLLOWS(v_, n_)                                                                                \
+	_Static_assert(offsetof(struct provider, n_) == offsetof(struct provider, v_) + sizeof(void *),      \
+		#n_ " follows " #v_)
 COUNT_FOLLOWS(params, n_params);
 COUNT_FOLLOWS(rename_params, n_rename_params);
 COUNT_FOLLOWS(headers, n_headers);
@@ -63,11 +65,13 @@ static bool check_slug(struct conf_errors *e, const struct conf_option *o, const
 	if (!check_item(e, o, n))
 		return false;
 	if (!conf_is_slug(n->text))
-		conf_error_at(e, n, "%s: \"%.60s\" is not 1 to 64 lower-case letters, digits, \"_\" or \"-\"", o->path, n->text);
+		conf_error_at(e, n, "%s: \"%.60s\" is not 1 to 64 lower-case letters, digits, \"_\" or \"-\"",
+			o->path, n->text);
 	return conf_is_slug(n->text);
 }
 
-/* A JSON pointer, RFC 6901: empty or "/"-led, "~" only as "~0" and "~1". The empty one is no place for a value. */
+/* A JSON pointer, RFC 6901: empty or "/"-led, "~" only as "~0" and "~1". The empty one is no place for a
+ * value. */
 static bool check_pointer(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n)
 {
 	if (!check_item(e, o, n))
@@ -76,7 +80,8 @@ static bool check_pointer(struct conf_errors *e, const struct conf_option *o, co
 	for (const char *t = strchr(n->text, '~'); t != NULL && good; t = strchr(t + 1, '~'))
 		good = t[1] == '0' || t[1] == '1';
 	if (!good)
-		conf_error_at(e, n, "%s: \"%.60s\" is not a JSON pointer like /data/access_token", o->path, n->text);
+		conf_error_at(e, n, "%s: \"%.60s\" is not a JSON pointer like /data/access_token", o->path,
+			n->text);
 	return good;
 }
 
@@ -94,8 +99,8 @@ static bool check_event(struct conf_errors *e, const struct conf_option *o, cons
 		words[count++] = event_type_word((enum event_type)t);
 	}
 	const char *near = conf_near(n->text, words, count);
-	conf_error_at(e, n, "%s: \"%.60s\" matches no event%s%s%s", o->path, n->text, near != NULL ? " (did you mean " : "",
-		near != NULL ? near : "", near != NULL ? "?)" : "");
+	conf_error_at(e, n, "%s: \"%.60s\" matches no event%s%s%s", o->path, n->text,
+		near != NULL ? " (did you mean " : "", near != NULL ? near : "", near != NULL ? "?)" : "");
 	return false;
 }
 
@@ -109,8 +114,8 @@ static bool check_count(struct conf_errors *e, const struct conf_option *o, cons
 	return false;
 }
 
-static bool read_items(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, item_check *check,
-	struct strlist *out)
+static bool read_items(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n,
+	item_check *check, struct strlist *out)
 {
 	struct strlist list = { .v = NULL, .n = 0 };
 	bool good = true;
@@ -121,7 +126,8 @@ static bool read_items(struct conf_errors *e, const struct conf_option *o, const
 			continue;
 		}
 		if (strlist_has(&list, n->values[i]->text)) {
-			conf_error_at(e, n->values[i], "%s: \"%.60s\" is there already", o->path, n->values[i]->text);
+			conf_error_at(e, n->values[i], "%s: \"%.60s\" is there already", o->path,
+				n->values[i]->text);
 			good = false;
 			continue;
 		}
@@ -134,8 +140,8 @@ static bool read_items(struct conf_errors *e, const struct conf_option *o, const
 	return good;
 }
 
-static void read_list(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, item_check *check,
-	void *field)
+static void read_list(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n,
+	item_check *check, void *field)
 {
 	struct strlist list;
 
@@ -143,22 +149,26 @@ static void read_list(struct conf_errors *e, const struct conf_option *o, const 
 		memcpy(field, &list, sizeof(list));
 }
 
-static void read_slugs(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_slugs(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	read_list(e, o, n, check_slug, field);
 }
 
-static void read_texts(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_texts(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	read_list(e, o, n, check_item, field);
 }
 
-static void read_events(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_events(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	read_list(e, o, n, check_event, field);
 }
 
-static void read_pointers(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_pointers(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	read_list(e, o, n, check_pointer, field);
 }
@@ -180,7 +190,8 @@ static struct conf_node *node_of_list(const struct conf_option *o, const void *f
 
 /* --- templates */
 
-static struct template *read_template(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n)
+static struct template *read_template(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n)
 {
 	struct template *t = NULL;
 	struct fault f = { .code = 0 };
@@ -200,7 +211,8 @@ static struct template *read_template(struct conf_errors *e, const struct conf_o
 }
 
 /* The form is checked with a stand-in for each variable; scheme and port cannot be variable. */
-static void read_url_template(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_url_template(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	struct buf outline = BUF_INIT(8000);
 	struct fault f = { .code = 0 };
@@ -233,9 +245,11 @@ static struct conf_node *node_of_template(const struct conf_option *o, const voi
 
 /* --- maps of templates: parameters, headers, new names */
 
-typedef bool key_check(struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i);
+typedef bool key_check(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i);
 
-static bool check_param(struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i)
+static bool check_param(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i)
 {
 	const struct conf_node *key = map->keys[i];
 
@@ -246,11 +260,13 @@ static bool check_param(struct conf_errors *e, const struct conf_option *o, cons
 }
 
 /* RFC 9110 5.1: a token. Those that frame the message are the HTTP client's own. */
-static bool check_header(struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i)
+static bool check_header(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i)
 {
-	static const char chars[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~";
-	static const char *const ours[] = { "host", "content-length", "transfer-encoding", "connection", "expect", "te",
-		"trailer", "upgrade" };
+	static const char chars[] =
+		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~";
+	static const char *const ours[] = { "host", "content-length", "transfer-encoding", "connection",
+		"expect", "te", "trailer", "upgrade" };
 	const struct conf_node *key = map->keys[i];
 	size_t n = strlen(key->text);
 
@@ -274,7 +290,8 @@ static bool check_header(struct conf_errors *e, const struct conf_option *o, con
 }
 
 /* The name that a parameter gets: constant text, kept as a template for the sake of one kind of map. */
-static struct template *read_constant(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n)
+static struct template *read_constant(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n)
 {
 	if (!check_item(e, o, n))
 		return NULL;
@@ -284,10 +301,11 @@ static struct template *read_constant(struct conf_errors *e, const struct conf_o
 	return NULL;
 }
 
-typedef struct template *value_reader(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n);
+typedef struct template *value_reader(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n);
 
-static void read_map(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, key_check *check,
-	value_reader *read_value, void *field)
+static void read_map(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n,
+	key_check *check, value_reader *read_value, void *field)
 {
 	struct named_template **to = field;
 	bool good = true;
@@ -314,17 +332,20 @@ static void read_map(struct conf_errors *e, const struct conf_option *o, const s
 	*count_of(field) = count;
 }
 
-static void read_templates(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_templates(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	read_map(e, o, n, check_param, read_template, field);
 }
 
-static void read_headers(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_headers(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	read_map(e, o, n, check_header, read_template, field);
 }
 
-static void read_renames(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_renames(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	read_map(e, o, n, check_param, read_constant, field);
 }
@@ -345,14 +366,16 @@ static struct conf_node *node_of_map(const struct conf_option *o, const void *fi
 
 /* --- captured fields: a name and its pointers */
 
-static bool check_capture(struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i)
+static bool check_capture(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i)
 {
 	static const char chars[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
 	const char *name = map->keys[i]->text;
 	const struct conf_node *value = map->values[i];
 
 	if (name[0] == '\0' || strlen(name) > 64 || strspn(name, chars) != strlen(name)) {
-		conf_error_at(e, map->keys[i], "%s: \"%.60s\" is not 1 to 64 letters, digits, \"_\" or \"-\"", o->path, name);
+		conf_error_at(e, map->keys[i], "%s: \"%.60s\" is not 1 to 64 letters, digits, \"_\" or \"-\"",
+			o->path, name);
 		return false;
 	}
 	if (value->kind == CONF_LIST && value->n >= 1 && value->n <= 16)
@@ -362,7 +385,8 @@ static bool check_capture(struct conf_errors *e, const struct conf_option *o, co
 	return false;
 }
 
-static void read_capture(struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
+static void read_capture(
+	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
 	struct named_pointer **to = field;
 	bool good = true;
@@ -372,7 +396,8 @@ static void read_capture(struct conf_errors *e, const struct conf_option *o, con
 		return;
 	struct named_pointer *v = mem_calloc(n->n + 1, sizeof(*v));
 	for (size_t i = 0; i < n->n; i++) {
-		if (!check_capture(e, o, n, i) || !read_items(e, o, n->values[i], check_pointer, &v[count].pointers)) {
+		if (!check_capture(e, o, n, i) ||
+			!read_items(e, o, n->values[i], check_pointer, &v[count].pointers)) {
 			good = false;
 			continue;
 		}
@@ -400,8 +425,10 @@ static struct conf_node *node_of_capture(const struct conf_option *o, const void
 	return map;
 }
 
-#define TYPE(id_, kind_, name_, read_, node_of_) \
-	const struct conf_type conf_type_##id_ = { .name = (name_), .kind = (kind_), .read = (read_), .node_of = (node_of_) };
+#define TYPE(id_, kind_, name_, read_, node_of_)                                                             \
+	const struct conf_type conf_type_##id_ = {                                                           \
+		.name = (name_), .kind = (kind_), .read = (read_), .node_of = (node_of_)                     \
+	};
 TYPE(INCLUDE, CONF_LIST, "a list of file names", NULL, NULL)
 TYPE(RECORDS, CONF_LIST, "a list of maps", NULL, NULL)
 TYPE(PROVIDERS, CONF_MAP, "a map of providers", NULL, NULL)

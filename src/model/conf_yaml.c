@@ -1,9 +1,9 @@
 /*
  * conf_yaml - YAML as a plain tree in which every node knows its place.
  *
- * libyaml gives events with positions; the strict reading of them is here. Its own document loader is not used: it
- * accepts duplicate keys and resolves aliases, which let a small file grow without bound. It must not know what an
- * option is.
+ * libyaml gives events with positions; the strict reading of them is here. Its own document loader is not
+ * used: it accepts duplicate keys and resolves aliases, which let a small file grow without bound. It must
+ * not know what an option is.
  */
 #include "model/conf_yaml.h"
 
@@ -54,7 +54,8 @@ static void add_error(struct conf_errors *e, const char *file, unsigned line, un
 	}
 	clean_text(text);
 	e->v = mem_realloc(e->v, e->n + 1, sizeof(*e->v));
-	e->v[e->n++] = (struct conf_error){ .file = mem_strdup(file), .line = line, .column = column, .text = text };
+	e->v[e->n++] =
+		(struct conf_error){ .file = mem_strdup(file), .line = line, .column = column, .text = text };
 }
 
 static char *format_text(const char *fmt, va_list ap) PRINTF_LIKE(1, 0);
@@ -69,7 +70,8 @@ static char *format_text(const char *fmt, va_list ap)
 	return text;
 }
 
-void conf_error_add(struct conf_errors *e, const char *file, unsigned line, unsigned column, const char *fmt, ...)
+void conf_error_add(
+	struct conf_errors *e, const char *file, unsigned line, unsigned column, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -197,7 +199,9 @@ static bool next_event(struct reader *r, yaml_event_t *ev)
 	const yaml_parser_t *p = &r->parser;
 	const char *problem = p->problem != NULL ? p->problem : "cannot be read";
 	if (p->error == YAML_READER_ERROR)
-		give_up(r, mark_of(r->text, p->problem_offset < r->text_len ? p->problem_offset : r->text_len), problem);
+		give_up(r,
+			mark_of(r->text, p->problem_offset < r->text_len ? p->problem_offset : r->text_len),
+			problem);
 	else
 		give_up(r, p->problem_mark, problem);
 	return false;
@@ -256,7 +260,8 @@ static int by_text(const void *a, const void *b)
 	return (*x)->column < (*y)->column ? -1 : 1;
 }
 
-/* Sorted look-up instead of comparing each with each: a hostile file may have a hundred thousand keys in one map. */
+/* Sorted look-up instead of comparing each with each: a hostile file may have a hundred thousand keys in one
+ * map. */
 static void find_duplicates(struct reader *r, struct conf_node *map)
 {
 	if (map->n < 2)
@@ -271,8 +276,8 @@ static void find_duplicates(struct reader *r, struct conf_node *map)
 			continue;
 		}
 		r->failed = true;
-		conf_error_at(r->errors, sorted[i], "duplicate key \"%.60s\"; the first is in line %u", first->text,
-			first->line);
+		conf_error_at(r->errors, sorted[i], "duplicate key \"%.60s\"; the first is in line %u",
+			first->text, first->line);
 		sorted[i]->kind = CONF_BAD;
 	}
 	mem_free(sorted);
@@ -331,7 +336,8 @@ static void read_map(struct reader *r, struct conf_node *map)
 	drop_bad_keys(map);
 }
 
-static void check_plain(struct reader *r, const yaml_event_t *ev, const yaml_char_t *anchor, const yaml_char_t *tag)
+static void check_plain(
+	struct reader *r, const yaml_event_t *ev, const yaml_char_t *anchor, const yaml_char_t *tag)
 {
 	if (anchor != NULL)
 		refuse(r, ev->start_mark, "anchors are not allowed");
@@ -381,7 +387,7 @@ static void check_document(struct reader *r, const yaml_event_t *ev, bool second
 	if (second)
 		give_up(r, ev->start_mark, "only one document is allowed");
 	else if (ev->data.document_start.version_directive != NULL ||
-		tags != ev->data.document_start.tag_directives.end)
+		 tags != ev->data.document_start.tag_directives.end)
 		refuse(r, ev->start_mark, "directives are not allowed");
 }
 
@@ -427,7 +433,8 @@ static bool is_nothing(const struct conf_node *n)
 	return n->kind == CONF_SCALAR && n->text[0] == '\0';
 }
 
-int conf_yaml_parse(const char *file, const void *p, size_t n, struct conf_errors *errors, struct conf_node **out)
+int conf_yaml_parse(
+	const char *file, const void *p, size_t n, struct conf_errors *errors, struct conf_node **out)
 {
 	struct reader r = { .file = file, .text = p, .text_len = n, .errors = errors };
 
@@ -443,7 +450,8 @@ int conf_yaml_parse(const char *file, const void *p, size_t n, struct conf_error
 	struct conf_node *root = read_stream(&r);
 	yaml_parser_delete(&r.parser);
 
-	/* After a syntax error the rest is unknown: complaints about what seems to be missing would mislead. */
+	/* After a syntax error the rest is unknown: complaints about what seems to be missing would mislead.
+	 */
 	if (r.stopped) {
 		conf_node_free(root);
 		return ST_INVALID;

@@ -10,8 +10,8 @@
 
 #include "base/mem.h"
 
-#define WORD_CASE(id, word) \
-	case id:            \
+#define WORD_CASE(id, word)                                                                                  \
+	case id:                                                                                             \
 		return word;
 
 const char *client_auth_word(enum client_auth a)
@@ -90,11 +90,12 @@ void provider_free(struct provider *p)
 {
 	if (p == NULL)
 		return;
-	char *texts[] = { p->key, p->name, p->website, p->grant_type, p->scope, p->scope_separator, p->audience,
-		p->ca_file, p->file };
-	struct strlist *lists[] = { &p->unified_apis, &p->omit_params, &p->at_access_token, &p->at_refresh_token,
-		&p->at_expires_in, &p->at_expires_at, &p->at_refresh_expires_in, &p->at_error, &p->at_scope,
-		&p->grant_dead_errors, &p->transient_errors, &p->required_settings, &p->sensitive_settings };
+	char *texts[] = { p->key, p->name, p->website, p->grant_type, p->scope, p->scope_separator,
+		p->audience, p->ca_file, p->file };
+	struct strlist *lists[] = { &p->unified_apis, &p->omit_params, &p->at_access_token,
+		&p->at_refresh_token, &p->at_expires_in, &p->at_expires_at, &p->at_refresh_expires_in,
+		&p->at_error, &p->at_scope, &p->grant_dead_errors, &p->transient_errors,
+		&p->required_settings, &p->sensitive_settings };
 
 	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
 		mem_free(texts[i]);
@@ -113,8 +114,8 @@ void client_free(struct client *c)
 {
 	if (c == NULL)
 		return;
-	char *texts[] = { c->application, c->provider, c->client_id, c->key_id, c->secret_file, c->private_key_file,
-		c->cert_file, c->file };
+	char *texts[] = { c->application, c->provider, c->client_id, c->key_id, c->secret_file,
+		c->private_key_file, c->cert_file, c->file };
 
 	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
 		mem_free(texts[i]);

@@ -1,9 +1,9 @@
 /*
  * template - text with {settings.x}, {metadata.x} and {capture.x} in it.
  *
- * Parsed once when the configuration is read, expanded for every request. The check of what a value may hold is
- * here, at the one place where a customer's words enter a URL, so that no caller can forget it. It must not repeat
- * a value in a fault: settings may be secrets.
+ * Parsed once when the configuration is read, expanded for every request. The check of what a value may hold
+ * is here, at the one place where a customer's words enter a URL, so that no caller can forget it. It must
+ * not repeat a value in a fault: settings may be secrets.
  */
 #include "model/template.h"
 
@@ -23,7 +23,8 @@ struct part {
 	char *text; /* the literal, braces already single; or the variable's name */
 };
 
-struct template {
+struct template
+{
 	char *text;
 	struct part *parts;
 	size_t n;
@@ -60,17 +61,19 @@ static int parse_variable(struct template *t, const char *s, size_t *used, struc
 		return fault_set(f, ST_SYNTAX, "a \"{\" is not closed (\"{{\" is a literal brace)");
 	int shown = end - s < MAX_NAME ? (int)(end - s) : MAX_NAME;
 	if (dot == NULL || dot > end)
-		return fault_set(f, ST_SYNTAX, "\"{%.*s}\" is not {settings.name}, {metadata.name} or {capture.name}",
-			shown, s);
+		return fault_set(f, ST_SYNTAX,
+			"\"{%.*s}\" is not {settings.name}, {metadata.name} or {capture.name}", shown, s);
 	enum source source = SETTINGS;
 	size_t n = (size_t)(dot - s);
-	while (source < N_SOURCES && (strlen(source_words[source]) != n || memcmp(source_words[source], s, n) != 0))
+	while (source < N_SOURCES &&
+		(strlen(source_words[source]) != n || memcmp(source_words[source], s, n) != 0))
 		source++;
 	if (source == N_SOURCES)
-		return fault_set(f, ST_SYNTAX, "\"{%.*s}\": a variable is of settings, metadata or capture", shown, s);
+		return fault_set(
+			f, ST_SYNTAX, "\"{%.*s}\": a variable is of settings, metadata or capture", shown, s);
 	if (!is_name(dot + 1, (size_t)(end - dot) - 1))
-		return fault_set(f, ST_SYNTAX, "\"{%.*s}\": a name has 1 to %d letters, digits, \"_\" or \"-\"", shown, s,
-			MAX_NAME);
+		return fault_set(f, ST_SYNTAX,
+			"\"{%.*s}\": a name has 1 to %d letters, digits, \"_\" or \"-\"", shown, s, MAX_NAME);
 	add_part(t, source, dot + 1, (size_t)(end - dot) - 1);
 	*used = (size_t)(end - s) + 1;
 	return 0;
@@ -177,7 +180,9 @@ static bool is_url_safe(const char *s, size_t n)
 
 static struct json_object *find_value(const struct part *p, const struct template_vars *v)
 {
-	struct json_object *from = p->source == SETTINGS ? v->settings : p->source == METADATA ? v->metadata : v->capture;
+	struct json_object *from = p->source == SETTINGS   ? v->settings
+				   : p->source == METADATA ? v->metadata
+							   : v->capture;
 	struct json_object *value = NULL;
 
 	if (from == NULL || !json_object_is_type(from, json_type_object))
@@ -186,8 +191,8 @@ static struct json_object *find_value(const struct part *p, const struct templat
 	return value;
 }
 
-static int expand_variable(const struct part *p, const struct template_vars *v, enum template_use use, struct buf *out,
-	struct fault *f)
+static int expand_variable(const struct part *p, const struct template_vars *v, enum template_use use,
+	struct buf *out, struct fault *f)
 {
 	const char *source = source_words[p->source];
 	struct json_object *value = find_value(p, v);
@@ -196,20 +201,22 @@ static int expand_variable(const struct part *p, const struct template_vars *v, 
 	if (type == json_type_null)
 		return fault_set(f, ST_NOT_FOUND, "%s.%s is not set", source, p->text);
 	if (type != json_type_string && type != json_type_int && type != json_type_boolean)
-		return fault_set(f, ST_INVALID, "%s.%s is not a string, an integer or a boolean", source, p->text);
+		return fault_set(
+			f, ST_INVALID, "%s.%s is not a string, an integer or a boolean", source, p->text);
 	const char *s = json_object_get_string(value);
 	size_t n = type == json_type_string ? (size_t)json_object_get_string_len(value) : strlen(s);
 	if (n == 0)
 		return fault_set(f, ST_NOT_FOUND, "%s.%s is empty", source, p->text);
 	if (use == TEMPLATE_URL && !is_url_safe(s, n))
-		return fault_set(f, ST_INVALID, "%s.%s has characters that may not go into a URL", source, p->text);
+		return fault_set(
+			f, ST_INVALID, "%s.%s has characters that may not go into a URL", source, p->text);
 	if (str_has_ctl(s, n))
 		return fault_set(f, ST_INVALID, "%s.%s has control characters", source, p->text);
 	return buf_append(out, s, n);
 }
 
-int template_expand(const struct template *t, const struct template_vars *v, enum template_use use, struct buf *out,
-	struct fault *f)
+int template_expand(const struct template *t, const struct template_vars *v, enum template_use use,
+	struct buf *out, struct fault *f)
 {
 	size_t before = out->len;
 

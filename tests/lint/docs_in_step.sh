@@ -1,6 +1,7 @@
 #!/bin/bash
 # The sample file and the OPTIONS part of the manual are those that the table of options gives, and the manual is clean.
 # To bring them up to date: tests/lint/docs_in_step.sh --update (TOP_SRCDIR and TOP_BUILDDIR as in a test).
+# shellcheck disable=SC2317 # functions that check runs
 set -u
 src=${TOP_SRCDIR:-.}
 gen=${TOP_BUILDDIR:-.}/tests/lint/gen_conf

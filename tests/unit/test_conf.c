@@ -117,7 +117,7 @@ static int load_file(const char *name)
 	forget();
 	int rc = conf_load(path, &loaded, &e);
 	keep_errors(&e);
-	ck_assert_int_eq(rc < 0, e.n > 0);
+	ck_assert_int_eq(rc<0, e.n> 0);
 	ck_assert_int_eq(rc < 0, loaded == NULL);
 	conf_errors_fini(&e);
 	mem_free(path);
@@ -159,8 +159,10 @@ static void expect_bad(const char *before, const struct bad *v, size_t n)
 		int rc = load_text(text);
 		const char *newline = errors_text != NULL ? strchr(errors_text, '\n') : NULL;
 		ck_assert_msg(rc == ST_INVALID, "accepted:\n%.1500s", text);
-		ck_assert_msg(has_line(v[i].says), "want %s, got\n%.1000s-- of:\n%.1000s", v[i].says, errors_text, text);
-		ck_assert_msg(newline != NULL && newline[1] == '\0', "one error wanted, got\n%.1000s-- of:\n%.1000s", errors_text, text);
+		ck_assert_msg(has_line(v[i].says), "want %s, got\n%.1000s-- of:\n%.1000s", v[i].says,
+			errors_text, text);
+		ck_assert_msg(newline != NULL && newline[1] == '\0',
+			"one error wanted, got\n%.1000s-- of:\n%.1000s", errors_text, text);
 		mem_free(text);
 	}
 }
@@ -358,7 +360,8 @@ START_TEST(every_option_is_read)
 		ck_assert_str_eq(p->capture[0].pointers.v[1], "/i");
 		ck_assert_double_eq(p->rate_per_s, 1000.0 / 3600);
 		ck_assert_int_eq(p->connect_timeout_us, 3 * US_PER_S);
-		ck_assert_str_eq(template_text(provider_refresh_url(p)), "http://localhost:99/{capture.host}");
+		ck_assert_str_eq(
+			template_text(provider_refresh_url(p)), "http://localhost:99/{capture.host}");
 
 		ck_assert_str_eq(conf_client(c, "a", "all")->client_id, "ida");
 		ck_assert_str_eq(buf_str(&conf_client(c, "a", "all")->secret), "hunter2");
@@ -451,8 +454,9 @@ START_TEST(a_restart_is_asked_for_what_a_reload_cannot_change)
 	struct conf *a = conf_ref(loaded);
 	ck_ok(conf_diff_restart(a, a, &out));
 	ck_assert_uint_eq(out.len, 0);
-	expect_good("database: {url: \"postgresql:///y\"}\nkeyring_file: keyring\ninstance: a\napi: {listen: \"127.0.0.1:1\"}\n"
-		    "refresh: {margin: 3m, journal_sync: off}\nproviders: {p: {token_url: \"https://a.example/t\"}}\n");
+	expect_good(
+		"database: {url: \"postgresql:///y\"}\nkeyring_file: keyring\ninstance: a\napi: {listen: \"127.0.0.1:1\"}\n"
+		"refresh: {margin: 3m, journal_sync: off}\nproviders: {p: {token_url: \"https://a.example/t\"}}\n");
 	ck_ok(conf_diff_restart(a, loaded, &out));
 	ck_assert_str_eq(buf_str(&out), "database.url\napi.listen\nrefresh.journal_sync\n");
 	ck_assert_int_eq(conf_diff_restart(a, loaded, &small), ST_FULL);
@@ -465,11 +469,12 @@ END_TEST
 
 START_TEST(rates_and_shares_are_printed_exactly)
 {
-	static const char *const rates[] = { "10/s", "600/m", "1000/h", "2.5/s", "0.1/s", "1/h", "7/m", "unlimited",
-		"3.3333333333333333333333/s", "99999.123456789/s" };
+	static const char *const rates[] = { "10/s", "600/m", "1000/h", "2.5/s", "0.1/s", "1/h", "7/m",
+		"unlimited", "3.3333333333333333333333/s", "99999.123456789/s" };
 
 	for (size_t i = 0; i < COUNT(rates); i++) {
-		char *text = mem_printf(BASE "providers: {p: {token_url: \"https://a.example/t\", rate: %s, not_before: 0.%zu3000000000001}}\n",
+		char *text = mem_printf(BASE
+			"providers: {p: {token_url: \"https://a.example/t\", rate: %s, not_before: 0.%zu3000000000001}}\n",
 			rates[i], i);
 		expect_good(text);
 		double rate = loaded->providers[0]->rate_per_s;
@@ -492,7 +497,8 @@ START_TEST(yaml_beyond_the_subset_is_refused_in_place)
 		{ "include: !x []\n", "3:10: tags are not allowed" },
 		{ "? [a, b]\n: c\n", "3:3: a key must be plain text" },
 		{ "? {a: b}\n: c\n", "3:3: a key must be plain text" },
-		{ "log: {level: info, format: json, level: debug}\n", "3:34: duplicate key \"level\"; the first is in line 3" },
+		{ "log: {level: info, format: json, level: debug}\n",
+			"3:34: duplicate key \"level\"; the first is in line 3" },
 		{ "keyring_file: keyring\n", "3:1: duplicate key \"keyring_file\"; the first is in line 2" },
 		{ "---\nlog: {}\n", "3:1: only one document is allowed" },
 		{ "log: {level: \"in\\0fo\"}\n", "3:14: a NUL character is not allowed" },
@@ -533,7 +539,8 @@ START_TEST(files_that_are_no_files_are_told_plainly)
 	ck_assert_int_eq(load_file("none.yaml"), ST_INVALID);
 	ck_assert_str_eq(errors_text, "none.yaml: cannot open: No such file or directory\n");
 	ck_assert_int_eq(load_text(""), ST_INVALID);
-	ck_assert_str_eq(errors_text, "c.yaml: missing key \"database.url\"\nc.yaml: missing key \"keyring_file\"\n");
+	ck_assert_str_eq(
+		errors_text, "c.yaml: missing key \"database.url\"\nc.yaml: missing key \"keyring_file\"\n");
 	ck_assert_int_eq(load_text("# nothing\n"), ST_INVALID);
 	ck_assert_int_eq(load_text("words\n"), ST_INVALID);
 	ck_assert(has_line("1:1: the file: expected a map of options"));
@@ -570,8 +577,10 @@ START_TEST(mistakes_at_the_top_are_told_with_their_place)
 		{ "lgo: {}\n", "3:1: unknown key \"lgo\"; did you mean \"log\"?" },
 		{ "zzzzzzzz: 1\n", "3:1: unknown key \"zzzzzzzz\"\n" },
 		{ "api.listen: 127.0.0.1:1\n", "3:1: unknown key \"api.listen\"" },
-		{ "refresh: {marginn: 5m}\n", "3:11: unknown key \"refresh.marginn\"; did you mean \"margin\"?" },
-		{ "api: {tls: {cert: a}}\n", "3:13: unknown key \"api.tls.cert\"; did you mean \"cert_file\"?" },
+		{ "refresh: {marginn: 5m}\n",
+			"3:11: unknown key \"refresh.marginn\"; did you mean \"margin\"?" },
+		{ "api: {tls: {cert: a}}\n",
+			"3:13: unknown key \"api.tls.cert\"; did you mean \"cert_file\"?" },
 		{ "\"\": 1\n", "3:1: unknown key \"\"" },
 		{ "log: info\n", "3:6: log: expected a map of options" },
 		{ "log:\n", "3:5: log: expected a map of options" },
@@ -586,42 +595,61 @@ START_TEST(mistakes_at_the_top_are_told_with_their_place)
 		{ "providers: {x: 1}\n", "3:16: x: expected a map of options" },
 		{ "log: {level: warnin}\n",
 			"3:14: log.level: \"warnin\" is not one of error, warning, notice, info, debug (did you mean warning?)" },
-		{ "log: {level: \"\"}\n", "3:14: log.level: \"\" is not one of error, warning, notice, info, debug\n" },
+		{ "log: {level: \"\"}\n",
+			"3:14: log.level: \"\" is not one of error, warning, notice, info, debug\n" },
 		{ "instance: a b\n", "3:11: instance: \"a b\" has other characters" },
 		{ "instance: -a\n", "3:11: instance: \"-a\" has other characters" },
 		{ "instance: \"\"\n", "3:11: instance: must not be empty" },
-		{ "instance: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n", "3:11: instance: longer than 63 bytes" },
+		{ "instance: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\n",
+			"3:11: instance: longer than 63 bytes" },
 		{ "instance: \"a\\x1b[1m\"\n", "3:11: instance: control characters are not allowed" },
 		{ "insecure_http: yes\n", "3:16: insecure_http: \"yes\" is not one of no, loopback" },
-		{ "state_dir: ${REFRESHD_UNSET}/x\n", "3:12: state_dir: the variable REFRESHD_UNSET is not set" },
+		{ "state_dir: ${REFRESHD_UNSET}/x\n",
+			"3:12: state_dir: the variable REFRESHD_UNSET is not set" },
 		{ "state_dir: ${}/x\n", "3:12: state_dir: a variable is written ${NAME}" },
 		{ "state_dir: ${A-B}/x\n", "3:12: state_dir: a variable is written ${NAME}" },
 		{ "state_dir: \"${PATH\"\n", "3:12: state_dir: a variable is written ${NAME}" },
 		{ "api: {listen: 127.0.0.1}\n", "3:15: api.listen: " },
 		{ "api: {listen: \"\"}\n", "3:15: api.listen: must not be empty" },
 		{ "api: {listen: \"unix:${REFRESHD_UNSET}\"}\n", "3:15: api.listen: the variable" },
-		{ "api: {listen: 127.0.0.1:1}\nmetrics: {listen: 127.0.0.1:1}\n", "4:19: metrics.listen: is api.listen's address" },
-		{ "api: {listen: \"unix:/a\"}\nmetrics: {listen: \"unix:/a\"}\n", "4:19: metrics.listen: is api.listen's address" },
-		{ "api: {listen: 127.0.0.1:1, tls: {cert_file: tls.crt}}\n", "3:45: api.tls.cert_file: needs api.tls.key_file" },
-		{ "api: {listen: 127.0.0.1:1, tls: {key_file: tls.key}}\n", "3:44: api.tls.key_file: needs api.tls.cert_file" },
-		{ "api: {tls: {cert_file: tls.crt, key_file: tls.key}}\n", "3:24: api.tls.cert_file: needs api.listen" },
-		{ "api: {listen: 127.0.0.1:1, tls: {cert_file: none, key_file: tls.key}}\n", "3:45: api.tls.cert_file: none: cannot open" },
-		{ "api: {listen: 127.0.0.1:1, tls: {cert_file: tls.crt, key_file: tls.crt}}\n", "3:64: api.tls.key_file: tls.crt has mode 0644" },
-		{ "refresh: {margin: 5}\n", "3:19: refresh.margin: \"5\" is not a duration (like 250ms, 90s, 5m, 2h or 30d); allowed are 1s to 24h" },
+		{ "api: {listen: 127.0.0.1:1}\nmetrics: {listen: 127.0.0.1:1}\n",
+			"4:19: metrics.listen: is api.listen's address" },
+		{ "api: {listen: \"unix:/a\"}\nmetrics: {listen: \"unix:/a\"}\n",
+			"4:19: metrics.listen: is api.listen's address" },
+		{ "api: {listen: 127.0.0.1:1, tls: {cert_file: tls.crt}}\n",
+			"3:45: api.tls.cert_file: needs api.tls.key_file" },
+		{ "api: {listen: 127.0.0.1:1, tls: {key_file: tls.key}}\n",
+			"3:44: api.tls.key_file: needs api.tls.cert_file" },
+		{ "api: {tls: {cert_file: tls.crt, key_file: tls.key}}\n",
+			"3:24: api.tls.cert_file: needs api.listen" },
+		{ "api: {listen: 127.0.0.1:1, tls: {cert_file: none, key_file: tls.key}}\n",
+			"3:45: api.tls.cert_file: none: cannot open" },
+		{ "api: {listen: 127.0.0.1:1, tls: {cert_file: tls.crt, key_file: tls.crt}}\n",
+			"3:64: api.tls.key_file: tls.crt has mode 0644" },
+		{ "refresh: {margin: 5}\n",
+			"3:19: refresh.margin: \"5\" is not a duration (like 250ms, 90s, 5m, 2h or 30d); allowed are 1s to 24h" },
 		{ "refresh: {margin: 25h}\n", "3:19: refresh.margin: 25h is not within 1s and 24h" },
 		{ "refresh: {margin: 0}\n", "3:19: refresh.margin: 0 is not within 1s and 24h" },
-		{ "refresh: {margin: 99999999999999999999d}\n", "3:19: refresh.margin: 99999999999999999999d is not within" },
+		{ "refresh: {margin: 99999999999999999999d}\n",
+			"3:19: refresh.margin: 99999999999999999999d is not within" },
 		{ "refresh: {margin_fraction: 0}\n", "3:28: refresh.margin_fraction: 0 is not within" },
 		{ "refresh: {margin_fraction: 0.91}\n", "3:28: refresh.margin_fraction: 0.91 is not within" },
 		{ "refresh: {margin_fraction: x}\n", "3:28: refresh.margin_fraction: \"x\" is not a share" },
-		{ "refresh: {max_in_flight: 0}\n", "3:26: refresh.max_in_flight: 0 is not within 1 and 10000" },
-		{ "refresh: {max_in_flight: 4294967297}\n", "3:26: refresh.max_in_flight: 4294967297 is not within" },
-		{ "refresh: {max_in_flight: -1}\n", "3:26: refresh.max_in_flight: \"-1\" is not a number (digits)" },
-		{ "refresh: {journal_max_bytes: 1K}\n", "3:30: refresh.journal_max_bytes: \"1K\" is not a size" },
-		{ "refresh: {lease: 89s}\n", "3:18: refresh.timeout: refresh.lease (89s) must be at least this and 30s more (90s)" },
-		{ "refresh: {timeout: 100s}\n", "3:20: refresh.timeout: refresh.lease (2m) must be at least" },
+		{ "refresh: {max_in_flight: 0}\n",
+			"3:26: refresh.max_in_flight: 0 is not within 1 and 10000" },
+		{ "refresh: {max_in_flight: 4294967297}\n",
+			"3:26: refresh.max_in_flight: 4294967297 is not within" },
+		{ "refresh: {max_in_flight: -1}\n",
+			"3:26: refresh.max_in_flight: \"-1\" is not a number (digits)" },
+		{ "refresh: {journal_max_bytes: 1K}\n",
+			"3:30: refresh.journal_max_bytes: \"1K\" is not a size" },
+		{ "refresh: {lease: 89s}\n",
+			"3:18: refresh.timeout: refresh.lease (89s) must be at least this and 30s more (90s)" },
+		{ "refresh: {timeout: 100s}\n",
+			"3:20: refresh.timeout: refresh.lease (2m) must be at least" },
 		{ "refresh: {connect_timeout: 61s}\n", "3:28: refresh.connect_timeout: must not be longer" },
-		{ "refresh: {poll_interval: 1m, horizon: 59s}\n", "3:39: refresh.horizon: must not be shorter" },
+		{ "refresh: {poll_interval: 1m, horizon: 59s}\n",
+			"3:39: refresh.horizon: must not be shorter" },
 	};
 
 	expect_bad(BASE, v, COUNT(v));
@@ -636,7 +664,8 @@ START_TEST(variables_must_hold_plain_paths)
 	for (size_t i = 0; i < COUNT(values); i++) {
 		ck_assert_int_eq(setenv("REFRESHD_ODD", values[i], 1), 0);
 		ck_assert_int_eq(load_text(BASE "state_dir: ${REFRESHD_ODD}/x\n"), ST_INVALID);
-		ck_assert_msg(has_line("3:12: state_dir: the variable REFRESHD_ODD "), "%.1500s", errors_text);
+		ck_assert_msg(
+			has_line("3:12: state_dir: the variable REFRESHD_ODD "), "%.1500s", errors_text);
 	}
 	char *big = mem_printf("/%05000d", 0);
 	ck_assert_int_eq(setenv("REFRESHD_ODD", big, 1), 0);
@@ -665,7 +694,8 @@ START_TEST(the_database_url_holds_no_password)
 	};
 
 	expect_bad("keyring_file: keyring\ndatabase: {url: \"", v, COUNT(v));
-	expect_good("keyring_file: keyring\ndatabase: {url: \"postgresql://u@h1:1,h2:2/d?target_session_attrs=read-write\"}\n");
+	expect_good(
+		"keyring_file: keyring\ndatabase: {url: \"postgresql://u@h1:1,h2:2/d?target_session_attrs=read-write\"}\n");
 }
 END_TEST
 
@@ -685,7 +715,8 @@ START_TEST(mistakes_of_a_provider_are_told_with_their_place)
 		{ "refresh_url: \"https://{settings.x/\"", "4:84: refresh_url: a \"{\" is not closed" },
 		{ "refresh_url: \"{settings.x}://a/\"", "4:84: refresh_url: " },
 		{ "refresh_url: [a]", "4:84: refresh_url: expected a URL, found a list" },
-		{ "refresh_url: \"https://a.example/{capture.x}\"", "4:84: refresh_url: {capture.x} is not among" },
+		{ "refresh_url: \"https://a.example/{capture.x}\"",
+			"4:84: refresh_url: {capture.x} is not among" },
 		{ "params: [a]", "4:79: params: expected a map of texts, found a list" },
 		{ "params: {a: [b]}", "4:83: params: expected plain text" },
 		{ "params: {\"\": b}", "4:80: params: an item must not be empty" },
@@ -703,7 +734,8 @@ START_TEST(mistakes_of_a_provider_are_told_with_their_place)
 		{ "capture: {a: /x}", "4:84: capture: expected a list of 1 to 16 JSON pointers" },
 		{ "capture: {a: []}", "4:84: capture: expected a list of 1 to 16 JSON pointers" },
 		{ "capture: {a: [x]}", "4:85: capture: \"x\" is not a JSON pointer" },
-		{ "response: {access_token: []}", "4:96: response.access_token: has 0 items; allowed are 1 to 16" },
+		{ "response: {access_token: []}",
+			"4:96: response.access_token: has 0 items; allowed are 1 to 16" },
 		{ "response: {error: [/a~2]}", "4:90: response.error: \"/a~2\" is not a JSON pointer" },
 		{ "response: {eror: [/a]}", "4:82: unknown key \"response.eror\"; did you mean \"error\"?" },
 		{ "rotation: grace", "4:42: rotation grace needs rotation_grace" },
@@ -714,13 +746,17 @@ START_TEST(mistakes_of_a_provider_are_told_with_their_place)
 		{ "scope_separator: \"\"", "4:88: scope_separator: must not be empty" },
 		{ "method: GET", "4:79: method: GET needs body_format query" },
 		{ "not_before: 0.96", "4:83: not_before: 0.96 is not within 0 and 0.95" },
-		{ "rate: 10", "4:77: rate: \"10\" is not a rate (like 10/s, 600/m or 1000/h); allowed are 1/h to 100000/s" },
+		{ "rate: 10",
+			"4:77: rate: \"10\" is not a rate (like 10/s, 600/m or 1000/h); allowed are 1/h to 100000/s" },
 		{ "rate: 0/s", "4:77: rate: 0/s is not within" },
 		{ "timeout: 29s", "4:80: rotation strict needs a timeout of at least 30s" },
-		{ "timeout: 91s", "4:80: timeout: refresh.lease (2m) must be at least this and 30s more (121s)" },
+		{ "timeout: 91s",
+			"4:80: timeout: refresh.lease (2m) must be at least this and 30s more (121s)" },
 		{ "timeout: 40s, connect_timeout: 41s", "4:102: connect_timeout: must not be longer" },
-		{ "default_expires_in: 2h, max_expires_in: 1h", "4:91: default_expires_in: must not be longer" },
-		{ "access_token_overlap: maybe", "4:93: access_token_overlap: \"maybe\" is neither yes nor no" },
+		{ "default_expires_in: 2h, max_expires_in: 1h",
+			"4:91: default_expires_in: must not be longer" },
+		{ "access_token_overlap: maybe",
+			"4:93: access_token_overlap: \"maybe\" is neither yes nor no" },
 		{ "ca_file: none.pem", "4:80: ca_file: none.pem: cannot open" },
 		{ "ca_file: empty", "4:80: ca_file: empty is empty" },
 	};
@@ -729,10 +765,12 @@ START_TEST(mistakes_of_a_provider_are_told_with_their_place)
 	for (size_t i = 0; i < COUNT(v); i++) {
 		char *text = mem_printf("%s}}\n", v[i].text);
 		struct bad one = { text, v[i].says };
-		expect_bad(BASE "\nproviders:                           {p: {token_url: 'https://a.b/c', ", &one, 1);
+		expect_bad(BASE "\nproviders:                           {p: {token_url: 'https://a.b/c', ",
+			&one, 1);
 		mem_free(text);
 	}
-	expect_good(BASE "providers: {p: {token_url: 'https://a.b/{capture.x}', capture: {x: [/x]}, rotation: none, timeout: 5s}}\n");
+	expect_good(BASE
+		"providers: {p: {token_url: 'https://a.b/{capture.x}', capture: {x: [/x]}, rotation: none, timeout: 5s}}\n");
 	ck_assert_int_eq(loaded->providers[0]->connect_timeout_us, 5 * US_PER_S);
 }
 END_TEST
@@ -740,12 +778,16 @@ END_TEST
 START_TEST(a_provider_needs_a_key_and_a_place)
 {
 	static const struct bad v[] = {
-		{ "providers: {X: {token_url: 'https://a.b/c'}}\n", "3:13: provider key \"X\" is not 1 to 64 lower-case" },
+		{ "providers: {X: {token_url: 'https://a.b/c'}}\n",
+			"3:13: provider key \"X\" is not 1 to 64 lower-case" },
 		{ "providers: {_x: {token_url: 'https://a.b/c'}}\n", "3:13: provider key \"_x\" is not" },
 		{ "providers: {x: {}}\n", "3:16: missing key \"token_url\" (auth_type is oauth2)" },
-		{ "insecure_http: loopback\nproviders: {x: {token_url: 'http://a.b/c'}}\n", "4:28: token_url: http:// is allowed to loopback" },
-		{ "insecure_http: loopback\nproviders: {x: {token_url: 'http://127.0.0.1.{settings.x}/c'}}\n", "4:28: token_url: http:// is" },
-		{ "refresh: {timeout: 20s}\nproviders: {x: {token_url: 'https://a.b/c'}}\n", "4:16: rotation strict needs a refresh.timeout" },
+		{ "insecure_http: loopback\nproviders: {x: {token_url: 'http://a.b/c'}}\n",
+			"4:28: token_url: http:// is allowed to loopback" },
+		{ "insecure_http: loopback\nproviders: {x: {token_url: 'http://127.0.0.1.{settings.x}/c'}}\n",
+			"4:28: token_url: http:// is" },
+		{ "refresh: {timeout: 20s}\nproviders: {x: {token_url: 'https://a.b/c'}}\n",
+			"4:16: rotation strict needs a refresh.timeout" },
 		{ "providers: {x: {token_url: *a}}\n", "3:28: aliases are not allowed" },
 	};
 
@@ -757,32 +799,58 @@ END_TEST
 START_TEST(mistakes_of_a_client_are_told_with_their_place)
 {
 	static const struct bad v[] = {
-		{ "{application: a, provider: p, client_secret_file: secret}", "5:4: missing key \"client_id\"" },
-		{ "{provider: p, client_id: i, client_secret_file: secret}", "5:4: missing key \"application\"" },
-		{ "{application: a, provider: pp, client_id: i, client_secret_file: secret}", "5:31: provider: there is no provider \"pp\"\n" },
-		{ "{application: a, provider: nonee, client_id: i, client_secret_file: secret}", "5:31: provider: there is no provider \"nonee\"; did you mean \"none\"?" },
-		{ "{application: a, provider: zzz, client_id: i, client_secret_file: secret}", "5:31: provider: there is no provider \"zzz\"\n" },
-		{ "{application: a, provider: none, client_id: i, client_auth: none}", "5:31: provider: \"none\" is not of auth_type oauth2" },
-		{ "{application: a, provider: raw, client_id: 'i:', client_secret_file: secret}", "5:47: client_id: cannot hold \":\"" },
-		{ "{application: a, provider: p, client_id: i, client_auth: none, client_secret: x}", "5:67: unknown key \"client_secret\"; did you mean \"client_secret_file\"?" },
-		{ "{application: a, provider: p, client_id: i}", "5:4: client_auth client_secret_basic needs client_secret_file" },
-		{ "{application: a, provider: p, client_id: i, client_auth: client_secret_post}", "5:4: client_auth client_secret_post needs client_secret_file" },
-		{ "{application: a, provider: p, client_id: i, client_auth: private_key_jwt}", "5:4: client_auth private_key_jwt needs private_key_file" },
-		{ "{application: a, provider: p, client_id: i, client_auth: tls_client_auth, cert_file: tls.crt}", "5:4: client_auth tls_client_auth needs private_key_file" },
-		{ "{application: a, provider: p, client_id: i, client_auth: tls_client_auth, private_key_file: tls.key}", "5:4: client_auth tls_client_auth needs cert_file" },
-		{ "{application: a, provider: p, client_id: i, client_auth: none, client_secret_file: secret}", "5:87: client_secret_file: is of no use with client_auth none" },
-		{ "{application: a, provider: p, client_id: i, client_auth: none, key_id: k}", "5:75: key_id: is of no use" },
-		{ "{application: a, provider: p, client_id: i, client_secret_file: missing}", "5:68: client_secret_file: missing: cannot open: No such" },
-		{ "{application: a, provider: p, client_id: i, client_secret_file: empty}", "5:68: client_secret_file: empty is empty" },
-		{ "{application: a, provider: p, client_id: i, client_secret_file: newline}", "5:68: client_secret_file: newline is empty" },
-		{ "{application: a, provider: p, client_id: i, client_secret_file: lines}", "5:68: client_secret_file: lines has more than one line" },
-		{ "{application: a, provider: p, client_id: i, client_secret_file: nul}", "5:68: client_secret_file: nul has more than one line" },
-		{ "{application: a, provider: p, client_id: i, client_secret_file: open}", "5:68: client_secret_file: open has mode 0644: others must" },
-		{ "{application: a, provider: p, client_id: i, client_secret_file: group}", "5:68: client_secret_file: group has mode 0620: others must" },
-		{ "{application: a, provider: p, client_id: i, client_secret_file: /tmp}", "5:68: client_secret_file: /tmp: not a regular file" },
-		{ "{application: a, provider: p, client_id: i, client_auth: private_key_jwt, private_key_file: tls.key}", "5:96: private_key_file: tls.key" },
-		{ "{application: a, provider: p, client_id: i, client_auth: private_key_jwt, private_key_file: app1.pem, assertion_alg: RS256}", "5:96: private_key_file: app1.pem" },
-		{ "{application: a, provider: p, client_id: i, client_auth: private_key_jwt, private_key_file: open}", "5:96: private_key_file: open has mode" },
+		{ "{application: a, provider: p, client_secret_file: secret}",
+			"5:4: missing key \"client_id\"" },
+		{ "{provider: p, client_id: i, client_secret_file: secret}",
+			"5:4: missing key \"application\"" },
+		{ "{application: a, provider: pp, client_id: i, client_secret_file: secret}",
+			"5:31: provider: there is no provider \"pp\"\n" },
+		{ "{application: a, provider: nonee, client_id: i, client_secret_file: secret}",
+			"5:31: provider: there is no provider \"nonee\"; did you mean \"none\"?" },
+		{ "{application: a, provider: zzz, client_id: i, client_secret_file: secret}",
+			"5:31: provider: there is no provider \"zzz\"\n" },
+		{ "{application: a, provider: none, client_id: i, client_auth: none}",
+			"5:31: provider: \"none\" is not of auth_type oauth2" },
+		{ "{application: a, provider: raw, client_id: 'i:', client_secret_file: secret}",
+			"5:47: client_id: cannot hold \":\"" },
+		{ "{application: a, provider: p, client_id: i, client_auth: none, client_secret: x}",
+			"5:67: unknown key \"client_secret\"; did you mean \"client_secret_file\"?" },
+		{ "{application: a, provider: p, client_id: i}",
+			"5:4: client_auth client_secret_basic needs client_secret_file" },
+		{ "{application: a, provider: p, client_id: i, client_auth: client_secret_post}",
+			"5:4: client_auth client_secret_post needs client_secret_file" },
+		{ "{application: a, provider: p, client_id: i, client_auth: private_key_jwt}",
+			"5:4: client_auth private_key_jwt needs private_key_file" },
+		{ "{application: a, provider: p, client_id: i, client_auth: tls_client_auth, cert_file: tls.crt}",
+			"5:4: client_auth tls_client_auth needs private_key_file" },
+		{ "{application: a, provider: p, client_id: i, client_auth: tls_client_auth, private_key_file: tls.key}",
+			"5:4: client_auth tls_client_auth needs cert_file" },
+		{ "{application: a, provider: p, client_id: i, client_auth: none, client_secret_file: secret}",
+			"5:87: client_secret_file: is of no use with client_auth none" },
+		{ "{application: a, provider: p, client_id: i, client_auth: none, key_id: k}",
+			"5:75: key_id: is of no use" },
+		{ "{application: a, provider: p, client_id: i, client_secret_file: missing}",
+			"5:68: client_secret_file: missing: cannot open: No such" },
+		{ "{application: a, provider: p, client_id: i, client_secret_file: empty}",
+			"5:68: client_secret_file: empty is empty" },
+		{ "{application: a, provider: p, client_id: i, client_secret_file: newline}",
+			"5:68: client_secret_file: newline is empty" },
+		{ "{application: a, provider: p, client_id: i, client_secret_file: lines}",
+			"5:68: client_secret_file: lines has more than one line" },
+		{ "{application: a, provider: p, client_id: i, client_secret_file: nul}",
+			"5:68: client_secret_file: nul has more than one line" },
+		{ "{application: a, provider: p, client_id: i, client_secret_file: open}",
+			"5:68: client_secret_file: open has mode 0644: others must" },
+		{ "{application: a, provider: p, client_id: i, client_secret_file: group}",
+			"5:68: client_secret_file: group has mode 0620: others must" },
+		{ "{application: a, provider: p, client_id: i, client_secret_file: /tmp}",
+			"5:68: client_secret_file: /tmp: not a regular file" },
+		{ "{application: a, provider: p, client_id: i, client_auth: private_key_jwt, private_key_file: tls.key}",
+			"5:96: private_key_file: tls.key" },
+		{ "{application: a, provider: p, client_id: i, client_auth: private_key_jwt, private_key_file: app1.pem, assertion_alg: RS256}",
+			"5:96: private_key_file: app1.pem" },
+		{ "{application: a, provider: p, client_id: i, client_auth: private_key_jwt, private_key_file: open}",
+			"5:96: private_key_file: open has mode" },
 	};
 
 	put_file("empty", "", 0600);
@@ -794,15 +862,21 @@ START_TEST(mistakes_of_a_client_are_told_with_their_place)
 	for (size_t i = 0; i < COUNT(v); i++) {
 		char *text = mem_printf("%s]\n", v[i].text);
 		struct bad one = { text, v[i].says };
-		expect_bad(BASE "providers: {none: {auth_type: none}, p: {token_url: 'https://a.b/c'}, raw: {token_url: 'https://a.b/c', basic_raw: yes}}\n"
-				"clients:\n  [", &one, 1);
+		expect_bad(BASE
+			"providers: {none: {auth_type: none}, p: {token_url: 'https://a.b/c'}, raw: {token_url: 'https://a.b/c', basic_raw: yes}}\n"
+			"clients:\n  [",
+			&one, 1);
 		mem_free(text);
 	}
-	ck_assert_int_eq(load_text(BASE "providers: {p: {token_url: 'https://a.b/c', client_auth: none}}\nclients:\n"
-				  "  - {application: a, provider: p, client_id: i}\n  - {application: a, provider: p, client_id: j}\n"),
+	ck_assert_int_eq(
+		load_text(BASE
+			"providers: {p: {token_url: 'https://a.b/c', client_auth: none}}\nclients:\n"
+			"  - {application: a, provider: p, client_id: i}\n  - {application: a, provider: p, client_id: j}\n"),
 		ST_INVALID);
-	ck_assert_msg(has_line("6:5: a client of application \"a\" for provider \"p\" is defined already in c.yaml:5\n"), "%s",
-		errors_text);
+	ck_assert_msg(
+		has_line(
+			"6:5: a client of application \"a\" for provider \"p\" is defined already in c.yaml:5\n"),
+		"%s", errors_text);
 }
 END_TEST
 
@@ -810,15 +884,20 @@ START_TEST(mistakes_of_a_webhook_are_told_with_their_place)
 {
 	static const struct bad v[] = {
 		{ "{name: w, url: 'https://a.b/c'}", "3:12: missing key \"secret_file\"" },
-		{ "{name: a/b, url: 'https://a.b/c', secret_file: webhook-ops}", "3:19: name: \"a/b\" has other characters" },
+		{ "{name: a/b, url: 'https://a.b/c', secret_file: webhook-ops}",
+			"3:19: name: \"a/b\" has other characters" },
 		{ "{name: w, url: 'https://a.b/c#f', secret_file: webhook-ops}", "3:27: url: " },
-		{ "{name: w, url: 'http://127.0.0.1/c', secret_file: webhook-ops}", "3:27: url: must be https://" },
+		{ "{name: w, url: 'http://127.0.0.1/c', secret_file: webhook-ops}",
+			"3:27: url: must be https://" },
 		{ "{name: w, url: 'https://a.b/c', secret_file: secret}", "3:57: secret_file: secret: " },
-		{ "{name: w, url: 'https://a.b/c', secret_file: missing}", "3:57: secret_file: missing: cannot open" },
-		{ "{name: w, url: 'https://a.b/c', secret_file: webhook-ops, events: []}", "3:78: events: has 0 items" },
+		{ "{name: w, url: 'https://a.b/c', secret_file: missing}",
+			"3:57: secret_file: missing: cannot open" },
+		{ "{name: w, url: 'https://a.b/c', secret_file: webhook-ops, events: []}",
+			"3:78: events: has 0 items" },
 		{ "{name: w, url: 'https://a.b/c', secret_file: webhook-ops, events: [vault.connection.token_refresh.fail]}",
 			"3:79: events: \"vault.connection.token_refresh.fail\" matches no event (did you mean vault.connection.token_refresh.failed?)" },
-		{ "{name: w, url: 'https://a.b/c', secret_file: webhook-ops, events: [zz.*]}", "3:79: events: \"zz.*\" matches no event\n" },
+		{ "{name: w, url: 'https://a.b/c', secret_file: webhook-ops, events: [zz.*]}",
+			"3:79: events: \"zz.*\" matches no event\n" },
 	};
 
 	for (size_t i = 0; i < COUNT(v); i++) {
@@ -827,10 +906,12 @@ START_TEST(mistakes_of_a_webhook_are_told_with_their_place)
 		expect_bad(BASE "webhooks: [", &one, 1);
 		mem_free(text);
 	}
-	ck_assert_int_eq(load_text(BASE "webhooks:\n  - {name: w, url: 'https://a.b/c', secret_file: webhook-ops}\n"
-				  "  - {name: w, url: 'https://a.b/c', secret_file: webhook-ops}\n"),
+	ck_assert_int_eq(
+		load_text(BASE "webhooks:\n  - {name: w, url: 'https://a.b/c', secret_file: webhook-ops}\n"
+			       "  - {name: w, url: 'https://a.b/c', secret_file: webhook-ops}\n"),
 		ST_INVALID);
-	ck_assert_msg(has_line("5:12: webhook \"w\" is defined already in c.yaml:4\n"), "%.1500s", errors_text);
+	ck_assert_msg(
+		has_line("5:12: webhook \"w\" is defined already in c.yaml:4\n"), "%.1500s", errors_text);
 }
 END_TEST
 
@@ -847,29 +928,33 @@ END_TEST
 
 START_TEST(all_mistakes_of_all_files_come_in_order)
 {
-	put_file("b.yaml", "providers:\n  xero: {token_url: 'https://a.b/c'}\n  q: {token_url: x}\nlog: {level: info}\n", 0644);
+	put_file("b.yaml",
+		"providers:\n  xero: {token_url: 'https://a.b/c'}\n  q: {token_url: x}\nlog: {level: info}\n",
+		0644);
 	put_file("a.yaml", "x: [\n", 0644);
 	char *inc = path_of("inc");
 	ck_assert_int_eq(mkdir(inc, 0700), 0);
 	mem_free(inc);
-	put_file("inc/2.yaml", "clients: [{application: a, provider: b, client_id: c, client_auth: none, bad: 1}]\n", 0644);
+	put_file("inc/2.yaml",
+		"clients: [{application: a, provider: b, client_id: c, client_auth: none, bad: 1}]\n", 0644);
 	put_file("inc/1.yaml", "include: [x]\nwebhooks: [1]\n", 0644);
-	ck_assert_int_eq(load_text("log: {level: debug, format: xml}\ninclude: [b.yaml, inc/*.yaml, a.yaml, none.yaml, none-*.yaml, b.yaml, [1]]\n"
-				  "providers:\n  xero: {token_url: 'https://a.b/d'}\nfoo: 1\n"),
+	ck_assert_int_eq(
+		load_text(
+			"log: {level: debug, format: xml}\ninclude: [b.yaml, inc/*.yaml, a.yaml, none.yaml, none-*.yaml, b.yaml, [1]]\n"
+			"providers:\n  xero: {token_url: 'https://a.b/d'}\nfoo: 1\n"),
 		ST_INVALID);
-	ck_assert_str_eq(errors_text,
-		"c.yaml:1:29: log.format: \"xml\" is not one of logfmt, json\n"
-		"c.yaml:2:39: include: none.yaml: there is no such file\n"
-		"c.yaml:2:63: include: b.yaml is read already\n"
-		"c.yaml:2:71: include: expected a file name or a pattern\n"
-		"c.yaml:5:1: unknown key \"foo\"\n"
-		"b.yaml:2:3: provider \"xero\" is defined already in c.yaml:4\n"
-		"b.yaml:3:18: token_url: no http:// or https:// in front (at byte 1)\n"
-		"b.yaml:4:7: log.level is set already in c.yaml:1\n"
-		"inc/1.yaml:1:10: include: an included file cannot include\n"
-		"inc/1.yaml:2:12: webhooks: expected a map of options\n"
-		"inc/2.yaml:1:74: unknown key \"bad\"\n"
-		"a.yaml:2:1: did not find expected node content\n");
+	ck_assert_str_eq(errors_text, "c.yaml:1:29: log.format: \"xml\" is not one of logfmt, json\n"
+				      "c.yaml:2:39: include: none.yaml: there is no such file\n"
+				      "c.yaml:2:63: include: b.yaml is read already\n"
+				      "c.yaml:2:71: include: expected a file name or a pattern\n"
+				      "c.yaml:5:1: unknown key \"foo\"\n"
+				      "b.yaml:2:3: provider \"xero\" is defined already in c.yaml:4\n"
+				      "b.yaml:3:18: token_url: no http:// or https:// in front (at byte 1)\n"
+				      "b.yaml:4:7: log.level is set already in c.yaml:1\n"
+				      "inc/1.yaml:1:10: include: an included file cannot include\n"
+				      "inc/1.yaml:2:12: webhooks: expected a map of options\n"
+				      "inc/2.yaml:1:74: unknown key \"bad\"\n"
+				      "a.yaml:2:1: did not find expected node content\n");
 }
 END_TEST
 
@@ -878,10 +963,15 @@ START_TEST(included_files_add_up)
 	char *sub = path_of("sub");
 
 	ck_assert_int_eq(mkdir(sub, 0700), 0);
-	put_file("sub/one.yaml", "providers: {a: {token_url: 'https://a.b/c', ca_file: ../tls.crt}}\nlog: {level: error}\n", 0644);
+	put_file("sub/one.yaml",
+		"providers: {a: {token_url: 'https://a.b/c', ca_file: ../tls.crt}}\nlog: {level: error}\n",
+		0644);
 	put_file("sub/two.yaml", "", 0644);
-	put_file("sub/three.yaml", "clients: [{application: x, provider: a, client_id: i, client_auth: none}]\ndatabase: {url: 'postgresql:///z'}\n", 0644);
-	expect_good("keyring_file: keyring\ninclude: [\"${CREDENTIALS_DIRECTORY}/sub/t*.yaml\", sub/one.yaml, nothing/*]\nlog: {format: json}\n");
+	put_file("sub/three.yaml",
+		"clients: [{application: x, provider: a, client_id: i, client_auth: none}]\ndatabase: {url: 'postgresql:///z'}\n",
+		0644);
+	expect_good(
+		"keyring_file: keyring\ninclude: [\"${CREDENTIALS_DIRECTORY}/sub/t*.yaml\", sub/one.yaml, nothing/*]\nlog: {format: json}\n");
 	ck_assert_int_eq(loaded->log.level, LOG_LEVEL_ERROR);
 	ck_assert_int_eq(loaded->log.format, LOG_FORMAT_JSON);
 	ck_assert_str_eq(loaded->database.url, "postgresql:///z");
@@ -936,9 +1026,9 @@ END_TEST
 START_TEST(odd_texts_survive_a_dump)
 {
 	expect_good(BASE "providers:\n  p:\n    token_url: https://a.b/c\n"
-		    "    name: \"- a: #b {c} \xf0\x9f\x98\x80 \\u0085 \\u2028 \\ufeff \\u00a0 'x'\"\n"
-		    "    audience: \"?x\"\n    grant_type: \" \"\n"
-		    "    params: {\"- k: \\u0085\": \"'\", \"yes\": \"no\", \"a#\": \": \"}\n");
+			 "    name: \"- a: #b {c} \xf0\x9f\x98\x80 \\u0085 \\u2028 \\ufeff \\u00a0 'x'\"\n"
+			 "    audience: \"?x\"\n    grant_type: \" \"\n"
+			 "    params: {\"- k: \\u0085\": \"'\", \"yes\": \"no\", \"a#\": \": \"}\n");
 	ck_assert_ptr_nonnull(strstr(loaded->providers[0]->name, "\xef\xbb\xbf"));
 	expect_round_trip();
 	ck_assert_ptr_nonnull(strstr(loaded->providers[0]->name, "\xf0\x9f\x98\x80 \xc2\x85 "));
@@ -957,9 +1047,10 @@ static uint64_t next_random(uint64_t *state)
 
 static void mutate(struct buf *b, uint64_t *r)
 {
-	static const char *const bits[] = { "[", "]", "{", "}", ": ", "- ", "\n", "\n  ", "&a ", "*a", "!!str ", "${", "}", "\t", "\"", "'",
-		"\xff", "\xc3\xa9", "|", ">", "%", "---\n", "...", "0", "99999999999", "-1", "{settings.a}", "{capture.b}", "~", "#", "? ",
-		"<<: ", "\\0", "../", "*", "/", ",", "\r\n", "private_key_jwt", "grace", "GET", "literal", "http://127.0.0.1/", "/tmp" };
+	static const char *const bits[] = { "[", "]", "{", "}", ": ", "- ", "\n", "\n  ", "&a ", "*a",
+		"!!str ", "${", "}", "\t", "\"", "'", "\xff", "\xc3\xa9", "|", ">", "%", "---\n", "...", "0",
+		"99999999999", "-1", "{settings.a}", "{capture.b}", "~", "#", "? ", "<<: ", "\\0", "../", "*",
+		"/", ",", "\r\n", "private_key_jwt", "grace", "GET", "literal", "http://127.0.0.1/", "/tmp" };
 	size_t at = next_random(r) % (b->len + 1);
 	size_t n = next_random(r) % 40;
 	struct buf out = BUF_INIT(1 << 20);

@@ -101,7 +101,8 @@ START_TEST(bad_templates_are_refused_with_the_reason)
 		{ "{settings.a b}", "a name has" },
 		{ "{settings.a.b}", "a name has" },
 		{ "{settings.{settings.x}}", "a name has" },
-		{ "{settings.xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx}", "a name has" },
+		{ "{settings.xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx}",
+			"a name has" },
 	};
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
@@ -136,8 +137,8 @@ END_TEST
 
 START_TEST(a_setting_cannot_lead_a_url_elsewhere)
 {
-	static const char *const evil[] = { "evil.com/", "a@evil.com", "evil:1", "a?b", "a#b", "a b", "a%2f", "..", ".", "a..b",
-		".a", "a.", "a\\u0000b", "\\u00e9", "a\\\\b", "\\r\\nX: y" };
+	static const char *const evil[] = { "evil.com/", "a@evil.com", "evil:1", "a?b", "a#b", "a b", "a%2f",
+		"..", ".", "a..b", ".a", "a.", "a\\u0000b", "\\u00e9", "a\\\\b", "\\r\\nX: y" };
 	struct template *t = parsed("https://{settings.sub}.example.com/{settings.sub}/token");
 
 	for (size_t i = 0; i < sizeof(evil) / sizeof(evil[0]); i++) {
@@ -242,7 +243,8 @@ START_TEST(half_filled_ones_are_freed_and_the_refresh_url_falls_back)
 	p->refresh_url = parsed("https://a.example/r");
 	ck_assert_ptr_eq(provider_refresh_url(p), p->refresh_url);
 	p->params = mem_calloc(1, sizeof(*p->params));
-	p->params[p->n_params++] = (struct named_template){ .name = mem_strdup("a"), .value = parsed("{settings.a}") };
+	p->params[p->n_params++] =
+		(struct named_template){ .name = mem_strdup("a"), .value = parsed("{settings.a}") };
 	p->capture = mem_calloc(1, sizeof(*p->capture));
 	p->capture[0].name = mem_strdup("host");
 	strlist_add(&p->capture[0].pointers, "/host");
