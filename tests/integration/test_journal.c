@@ -23,6 +23,7 @@
 #include "base/sys.h"
 #include "io/journal.h"
 #include "io/journal_file.h"
+#include "io/journal_store.h"
 
 #define SEG 8192u
 #define WAIT_US (20 * US_PER_S)
@@ -891,6 +892,81 @@ START_TEST(short_writes_are_finished)
 }
 END_TEST
 
+static int count_record(void *arg, const struct journal_record *r)
+{
+	ck_assert_uint_eq(r->seq, 20);
+	(*(int *)arg)++;
+	return 0;
+}
+
+START_TEST(a_recycled_file_shows_nothing_of_its_past)
+{
+	struct journal_dir d;
+	struct journal_name name;
+	struct buf b;
+	int fd, n = 0;
+	ck_ok(journal_dir_open(dir, true, &d, NULL));
+	for (uint64_t round = 1; round <= 2; round++) {
+		ck_ok(journal_spare_make(&d, SEG, &fd, NULL));
+		journal_name_make(round, 1, &name);
+		ck_ok(journal_spare_activate(&d, fd, &name, NULL));
+		buf_init(&b, SEG);
+		for (uint64_t i = 0; i < (round == 1 ? 5 : 1); i++)
+			ck_ok(journal_record_append(&b, round, JOURNAL_DATA, 10 * round + i, "same size", 9));
+		ck_ok(journal_write(&d, name.name, fd, b.data, b.len, JOURNAL_FILE_HEADER, NULL));
+		buf_fini(&b);
+		close(fd);
+		if (round == 1)
+			ck_ok(journal_segment_to_spare(&d, name.name, NULL));
+	}
+	ck_ok(journal_segment_scan(&d, &name, count_record, &n, NULL));
+	ck_assert_int_eq(n, 1);
+	journal_dir_close(&d);
+}
+END_TEST
+
+static void check_kept(struct journal_store *s, bool moved)
+{
+	struct buf b;
+	const struct journal_place *p = journal_index_find(&s->index, 1);
+	buf_init(&b, SEG);
+	ck_assert_ptr_nonnull(p);
+	ck_assert_int_eq(p->segment->name.number != 1, moved);
+	ck_ok(journal_segment_read(&s->dir, &p->segment->name, p->offset, 1, &b));
+	ck_assert_str_eq(buf_str(&b), "keep");
+	buf_fini(&b);
+}
+
+START_TEST(a_move_that_fails_leaves_the_record_where_it_was)
+{
+	struct journal_store s;
+	char p[1000] = { 0 };
+	ck_ok(journal_store_open(&s, dir, SEG, 64 * SEG, true, NULL));
+	ck_ok(journal_store_stage(&s, 1, "keep", 4));
+	for (uint64_t seq = 2; s.files_bytes < 5 * SEG; seq++) {
+		if (journal_store_stage(&s, seq, p, sizeof(p)) == ST_AGAIN) {
+			ck_ok(journal_store_flush(&s));
+			ck_ok(journal_store_rotate(&s));
+		}
+		journal_store_forget(&s, seq);
+	}
+	ck_ok(journal_store_flush(&s));
+	fail_sync = EIO;
+	journal_store_tend(&s, false);
+	ck_assert_int_eq(fail_sync, 0);
+	check_kept(&s, false);
+	journal_store_tend(&s, false);
+	check_kept(&s, true);
+	ck_assert_uint_le(journal_store_bytes(&s), 3 * SEG);
+	journal_store_close(&s);
+	struct journal *j = open_small();
+	ck_assert_int_ge(replay(j), 1);
+	ck_assert_uint_eq(seen.seq[0], 1);
+	ck_assert_str_eq(seen.text[0], "keep");
+	journal_close(j);
+}
+END_TEST
+
 /* The same on a real file system that is full, where we may make one. */
 START_TEST(really_full_disk)
 {
@@ -1213,6 +1289,8 @@ Suite *unit_suite(void)
 	unit_add(t, write_errors_and_recovery_by_itself);
 	unit_add(t, failing_fsync_of_new_files);
 	unit_add(t, short_writes_are_finished);
+	unit_add(t, a_recycled_file_shows_nothing_of_its_past);
+	unit_add(t, a_move_that_fails_leaves_the_record_where_it_was);
 	unit_add(t, really_full_disk);
 	unit_add(t, second_opener);
 	unit_add(t, rights);
