@@ -524,6 +524,12 @@ int pgconn_new(struct loop *l, struct pg_conn *conn, const struct pgconn_params 
 	return 0;
 }
 
+struct pgtx *pgconn_take_unfinished(struct pgconn *c)
+{
+	MAGIC_CHECK(c, CONN_MAGIC);
+	return c->first != NULL ? take_first(c) : NULL;
+}
+
 void pgconn_free(struct pgconn *c)
 {
 	if (c == NULL)

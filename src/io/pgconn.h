@@ -75,6 +75,9 @@ int pgconn_new(struct loop *l, struct pg_conn *conn, const struct pgconn_params 
 	const struct pgconn_events *ev, void *owner, struct pgconn **out, struct fault *f) MUST_USE;
 void pgconn_free(struct pgconn *c); /* what is in flight is released without an event */
 
+/* What is in flight, one by one, NULL at the end: before pgconn_free, by an owner who tells its callers. */
+struct pgtx *pgconn_take_unfinished(struct pgconn *c);
+
 bool pgconn_has_room(const struct pgconn *c); /* takes one more transaction */
 unsigned pgconn_in_flight(const struct pgconn *c);
 /* Takes t on success. On failure (the connection is broken, `lost` follows) t stays with the caller, not

@@ -58,6 +58,7 @@ struct pgpool {
 	void (*on_state)(void *arg, bool up, const struct fault *why);
 	void *state_arg;
 
+	bool closing; /* being freed: nothing new */
 	bool in_callback;
 	bool freed;
 };
@@ -100,13 +101,6 @@ static void take_out(struct txlist *l, struct pgtx *t)
 	if (l->last == t)
 		l->last = before;
 	t->next = NULL;
-}
-
-static void release_all(struct txlist *l)
-{
-	struct pgtx *t;
-	while ((t = pop_front(l)) != NULL)
-		pgtx_release(t);
 }
 
 /* ---- outcomes */
@@ -232,6 +226,8 @@ int pgpool_send(struct pgpool *p, struct pgtx *t, int64_t wait_us, pgtx_fn *fn, 
 {
 	MAGIC_CHECK(p, POOL_MAGIC);
 	ALWAYS(fn != NULL && t->fn == NULL && t->n > 0);
+	if (p->closing)
+		return ST_UNAVAILABLE;
 	if (p->n_queued >= p->max_queued)
 		return ST_FULL;
 	t->fn = fn;
@@ -412,12 +408,39 @@ int pgpool_new(struct loop *l, struct resolver *r, const struct pgpool_params *p
 	return 0;
 }
 
+/* The last word to whoever still waits; there is no later turn. */
+static void abandon(struct pgtx *t, enum pg_class class)
+{
+	t->out = (struct pgtx_result){.class = class};
+	t->fn(t->arg, &t->out);
+	pgtx_release(t);
+}
+
+static void abandon_all(struct pgpool *p)
+{
+	struct pgtx *t;
+	p->closing = true;
+	while ((t = pop_front(&p->done)) != NULL) {
+		t->fn(t->arg, &t->out);
+		pgtx_release(t);
+	}
+	for (unsigned i = 0; i < p->n_conns; i++) {
+		while ((t = pgconn_take_unfinished(p->conns[i])) != NULL)
+			abandon(t, PG_CLASS_UNKNOWN);
+	}
+	while ((t = pop_front(&p->queue)) != NULL) {
+		minheap_remove(&p->waits, &t->wait);
+		abandon(t, PG_CLASS_CONNECTION);
+	}
+}
+
 void pgpool_free(struct pgpool *p)
 {
 	if (p == NULL)
 		return;
 	MAGIC_CHECK(p, POOL_MAGIC);
 	ALWAYS(!p->freed);
+	abandon_all(p);
 	pglisten_free(p->listen);
 	pgdial_cancel(p->dial);
 	loop_undefer(p->loop, &p->dispatch);
@@ -428,8 +451,6 @@ void pgpool_free(struct pgpool *p)
 	for (unsigned i = 0; i < p->n_conns; i++)
 		pgconn_free(p->conns[i]);
 	minheap_fini(&p->waits);
-	release_all(&p->queue);
-	release_all(&p->done);
 	pgtarget_free(p->target);
 	if (p->in_callback)
 		p->freed = true;

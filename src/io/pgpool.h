@@ -61,14 +61,16 @@ struct pgtx_result {
 typedef void pgtx_fn(void *arg, const struct pgtx_result *r);
 
 int pgpool_new(struct loop *l, struct resolver *r, const struct pgpool_params *p, struct pgpool **out, struct fault *f) MUST_USE;
-void pgpool_free(struct pgpool *p); /* what is queued or in flight is dropped without a callback */
+/* Whoever still waits is told first, from inside this call: UNKNOWN for what is in flight, CONNECTION for what is
+ * queued; a pgpool_send from there is refused (ST_UNAVAILABLE). */
+void pgpool_free(struct pgpool *p);
 
 struct pgtx *pgtx_new(void);
 void pgtx_free(struct pgtx *t); /* only when it was not sent */
 /* Adds a statement; `args` is moved in. The statement must outlive the pool (a constant). */
 void pgtx_add(struct pgtx *t, const struct pgstmt *s, struct pgargs *args);
 /* Takes t; exactly one callback in a later turn. It waits while no connection is up, at most `wait_us`
- * (0: as long as it takes), then reports PG_CLASS_CONNECTION (certainly not executed). ST_FULL leaves t with the caller. */
+ * (0: as long as it takes), then reports PG_CLASS_CONNECTION (certainly not executed). ST_FULL or ST_UNAVAILABLE (being freed) leave t with the caller. */
 int pgpool_send(struct pgpool *p, struct pgtx *t, int64_t wait_us, pgtx_fn *fn, void *arg) MUST_USE;
 
 bool pgpool_is_up(const struct pgpool *p); /* at least one connection is ready */
