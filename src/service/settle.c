@@ -17,6 +17,8 @@
 #define RAW_MAX ((size_t)2 * 1024 * 1024)
 #define TOKEN_MAX ((size_t)128 * 1024)
 #define DOUBTS_MAX 1000
+/* A provider that hands out tokens of no length must not make us turn in circles. */
+#define MIN_INTERVAL_US (2 * US_PER_S)
 
 /* ---------------------------------------------------------------- facts */
 
@@ -239,6 +241,8 @@ static void set_times(const struct settle_facts *x, const struct conf *c, const 
 		.refresh_expires_at = r->refresh_expires_at,
 	};
 	r->due_at = policy_due_at(p, &margin, &due, sys_random_unit());
+	if (r->due_at < now + MIN_INTERVAL_US)
+		r->due_at = now + MIN_INTERVAL_US;
 }
 
 static int settle_refreshed(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
