@@ -418,7 +418,9 @@ static void send_request(struct attempt *a)
 		e = start_request(a, &q, &f);
 		grant_request_fini(&q);
 	}
-	if (e != 0)
+	if (e == ST_FULL) /* fewer connections than max_in_flight, which was raised by a reload: wait */
+		attempt_release(a, 0);
+	else if (e != 0)
 		refuse_request(a, &f);
 	else
 		attempt_set_state(a, AT_SENDING);
