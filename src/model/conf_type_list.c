@@ -210,7 +210,34 @@ static struct template *read_template(
 	return t;
 }
 
-/* The form is checked with a stand-in for each variable; scheme and port cannot be variable. */
+/* The last two labels of a host name, or all of it. */
+static const char *domain_of(const char *host)
+{
+	const char *last = strrchr(host, '.');
+	const char *p = last;
+
+	while (p != NULL && p > host && p[-1] != '.')
+		p--;
+	return p != NULL ? p : host;
+}
+
+/* A setting comes from a customer: it may choose a name below a domain, never the domain that our client secret is sent to. Two
+ * stand-ins of different shape show whether a variable reaches that far. */
+static bool domain_is_constant(const struct template *t, const struct url *u)
+{
+	struct buf outline = BUF_INIT(8000);
+	struct url other;
+	bool same = false;
+
+	if (template_outline(t, "y.z", &outline) == 0 && url_parse(buf_str(&outline), &other, NULL) == 0) {
+		same = u->host_is_ip ? strcmp(u->host, other.host) == 0 : strcmp(domain_of(u->host), domain_of(other.host)) == 0;
+		url_fini(&other);
+	}
+	buf_fini(&outline);
+	return same;
+}
+
+/* The form is checked with a stand-in for each variable; scheme, domain and port cannot be variable. */
 static void read_url_template(
 	struct conf_errors *e, const struct conf_option *o, const struct conf_node *n, void *field)
 {
@@ -228,6 +255,10 @@ static void read_url_template(
 	if (rc < 0) {
 		conf_error_at(e, n, "%s: %s", o->path, f.text);
 		template_free(t);
+	} else if (!domain_is_constant(t, &u)) {
+		conf_error_at(e, n, "%s: a variable may not reach into the last two labels of the host name", o->path);
+		template_free(t);
+		url_fini(&u);
 	} else {
 		url_fini(&u);
 		*to = t;
