@@ -102,7 +102,7 @@ static const struct pgstmt SQL_PERSIST = {
 	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND r.touch),"
 	" e AS (INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity,"
 	" reason, failures, occurred_at) SELECT r.event_id, r.application_id, r.connection_id, r.event_type, r.entity_id,"
-	" 'Connection', r.entity, r.reason, r.failures, r.updated_at FROM r JOIN f USING (ord)"
+	" 'Connection', r.entity, nullif(r.reason, 'none'), r.failures, r.updated_at FROM r JOIN f USING (ord)"
 	" WHERE r.event_type IS NOT NULL ON CONFLICT DO NOTHING),"
 	" v AS MATERIALIZED (SELECT r.ord, CASE WHEN f.ord IS NOT NULL THEN 0"
 	" WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version + r.has_token::int AND s.lease_owner IS NULL"
