@@ -35,7 +35,7 @@ RULES = [
 	("no blocking wait", "sleep usleep nanosleep clock_nanosleep pause select poll ppoll epoll_wait", ["src"], {
 		"src/io/pgsync.c": "the blocking connection of the command line",
 		"src/ctl.c": "a command line may wait", "src/ctl_status.c": "top redraws", "src/ctl_connection.c": "refresh waits for its outcome",
-		"src/dev.c": "waits for the Postgres that it started",
+		"src/dev_postgres.c": "waits for the Postgres that it started",
 		}),
 	("output only from the command lines and the log", OUTPUT, ["src"], {
 		"src/main.c": "command line", "src/dev.c": "command line",
@@ -46,10 +46,10 @@ RULES = [
 		["src/base", "src/model", "src/io"], {"src/base/log.c": "the log", "src/base/log.h": "the log"}),
 	("the end of the process only where it began", "exit _exit _Exit quick_exit abort atexit assert", ["src"], {
 		"src/base/mem.c": "ALWAYS and out of memory",
-		"src/main.c": "command line", "src/dev.c": "the child that becomes Postgres",
+		"src/main.c": "command line", "src/dev_postgres.c": "the child that becomes Postgres",
 		}),
 	("no shell and no process", "system popen fork vfork execl execlp execle execv execve execvp posix_spawn posix_spawnp", ["src"], {
-		"src/dev.c": "starts a private Postgres",
+		"src/dev_postgres.c": "starts a private Postgres",
 		}),
 	("no temporary name that can be guessed", "mktemp tmpnam tempnam tmpfile", ["src", "tests"], {}),
 	("no sleep in tests", "sleep usleep", ["tests"], {}),
