@@ -14,7 +14,6 @@
 
 #include "model/event.h"
 #include "service/store.h"
-#include "service/store_refresh.h" /* TIME_NEVER */
 
 /* Entity type of an event for one endpoint alone: its entity_id is the endpoint's id. */
 #define STORE_ENTITY_ENDPOINT "Endpoint"

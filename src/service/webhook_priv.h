@@ -4,6 +4,7 @@
 #ifndef REFRESHD_SERVICE_WEBHOOK_PRIV_H
 #define REFRESHD_SERVICE_WEBHOOK_PRIV_H
 
+#include "service/store_refresh.h" /* TIME_NEVER */
 #include "service/webhook.h"
 
 /* An endpoint of the configuration; kept over reloads by its id, and after its removal until nothing of it is in hand. */

@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "base/sys.h"
+#include "service/store_refresh.h" /* TIME_NEVER */
 
 #define EPOCH 7
 
