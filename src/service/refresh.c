@@ -200,7 +200,12 @@ void attempt_end(struct attempt *a, bool claimed)
 	}
 	if (r->ev.done != NULL)
 		r->ev.done(r->ev.arg, &d);
+	bool replayed = a->replayed;
+	uint8_t id[16];
+	memcpy(id, a->id, sizeof id);
 	attempt_free(a);
+	if (replayed)
+		replay_next(r, id);
 	refresh_check_idle(r);
 }
 
@@ -239,10 +244,10 @@ static void end_gate(struct attempt *a, const struct grant_result *g)
 	if (change == GATE_PROVIDER_OPENED || change == GATE_CLIENT_OPENED) {
 		log_error("provider.held_back", K_PROVIDER(a->provider->key), K_WORD("why", change == GATE_CLIENT_OPENED ? "client" : "provider"),
 			K_WORD("outcome", outcome_word(g->outcome)), K_WORD("reason", reason_word(g->reason)), K_INT("status", a->reply.status));
-		persist_event(a->owner, EVENT_PROVIDER_FAILING, gate, a);
+		persist_event(a->owner, EVENT_PROVIDER_FAILING, gate, a, g->reason);
 	} else if (change == GATE_PROVIDER_CLOSED || change == GATE_CLIENT_CLOSED) {
 		log_notice("provider.recovered", K_PROVIDER(a->provider->key));
-		persist_event(a->owner, EVENT_PROVIDER_RECOVERED, gate, a);
+		persist_event(a->owner, EVENT_PROVIDER_RECOVERED, gate, a, REASON_NONE);
 	}
 	metrics_set(M_CIRCUIT_OPEN, a->provider->key, NULL, gate_is_open(gate) ? 1 : 0);
 	tell_gate(a->owner, a->provider->key);
@@ -294,8 +299,10 @@ static void on_journalled(void *arg, int code)
 {
 	struct attempt *a = arg;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
-	if (code != 0) /* still in memory, and the journal has shut the gate: go on to the database at once */
+	if (code != 0) { /* still in memory, and the journal has shut the gate: go on to the database at once */
 		log_error("journal.append_failed", K_ID(a->id), K_STATUS(code));
+		a->seq = 0;
+	}
 	attempt_answer(a);
 }
 
@@ -414,11 +421,12 @@ static void send_request(struct attempt *a)
 		attempt_settle(a);
 		return;
 	}
-	if (e == 0) {
+	bool built = e == 0;
+	if (built) {
 		e = start_request(a, &q, &f);
 		grant_request_fini(&q);
 	}
-	if (e == ST_FULL) /* fewer connections than max_in_flight, which was raised by a reload: wait */
+	if (built && e == ST_FULL) /* fewer connections than max_in_flight, which was raised by a reload: wait */
 		attempt_release(a, 0);
 	else if (e != 0)
 		refuse_request(a, &f);
@@ -615,6 +623,7 @@ void refresh_free(struct refresh *r)
 			attempt_free(r->hand[b]);
 	}
 	persist_fini(r);
+	replay_fini(r);
 	loop_undefer(r->loop, &r->drained_task);
 	loop_undefer(r->loop, &r->replayed_task);
 	conf_unref(r->conf);

@@ -275,7 +275,7 @@ static int send_events(struct refresh *r)
 	return 0;
 }
 
-void persist_event(struct refresh *r, enum event_type type, const struct gate *g, const struct attempt *a)
+void persist_event(struct refresh *r, enum event_type type, const struct gate *g, const struct attempt *a, enum reason why)
 {
 	struct pending_event *p = mem_alloc(sizeof *p);
 	p->owner = r;
@@ -283,7 +283,7 @@ void persist_event(struct refresh *r, enum event_type type, const struct gate *g
 	sys_uuid4(p->event_id);
 	p->application = mem_strdup(a->client->application);
 	p->entity_id = mem_strdup(gate_provider(g));
-	p->reason = type == EVENT_PROVIDER_FAILING ? reason_word(a->record.result.reason) : NULL;
+	p->reason = type == EVENT_PROVIDER_FAILING ? reason_word(why) : NULL;
 	buf_init(&p->entity, 8 * 1024);
 	int e = event_provider_entity_build(a->provider->key, a->provider->name, a->client->application, &p->entity);
 	if (e != 0) {

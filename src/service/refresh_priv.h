@@ -97,6 +97,7 @@ struct refresh {
 	struct loop_task drained_task;
 	/* replay */
 	uint64_t replaying, replayed_total;
+	struct later_record *later; /* oldest first: records of connections that have an older one in hand */
 	bool replay_running, replay_over;
 	void (*replayed)(void *arg, uint64_t n);
 	void *replayed_arg;
@@ -123,10 +124,12 @@ void refresh_check_idle(struct refresh *r);
 void persist_init(struct refresh *r);
 void persist_fini(struct refresh *r);
 void persist_kick(struct refresh *r);
-void persist_event(struct refresh *r, enum event_type type, const struct gate *g, const struct attempt *a);
+void persist_event(struct refresh *r, enum event_type type, const struct gate *g, const struct attempt *a, enum reason why);
 
-/* refresh_replay.c: the end of a replay, as a deferred call */
-void replay_settled(void *arg);
+/* refresh_replay.c */
+void replay_settled(void *arg);		/* the end of a replay, as a deferred call */
+void replay_next(struct refresh *r, const uint8_t id[16]); /* one record is over: in comes the next one of this connection */
+void replay_fini(struct refresh *r);
 
 void queue_push(struct attempt_queue *q, struct attempt *a);
 struct attempt *queue_take(struct attempt_queue *q);

@@ -75,7 +75,61 @@ static void load(struct attempt *a)
 		loop_timer_after(a->again, LOAD_RETRY_US);
 }
 
-/* Two open records of one connection: the older one is settled first, so the later waits for the next start. */
+struct later_record {
+	struct later_record *next;
+	uint64_t seq;
+	struct reply reply;
+};
+
+static void begin_record(struct refresh *r, uint64_t seq, const struct reply *reply)
+{
+	struct attempt *a = attempt_new(r, reply->id);
+	a->state = AT_LOADING;
+	a->replayed = true;
+	a->has_reply = true;
+	a->seq = seq;
+	a->reply = *reply;
+	a->attempt_id = reply->attempt_id;
+	a->again = loop_timer_new(r->loop, load_again, a);
+	load(a);
+}
+
+/* Two open records of one connection (the mark of the first was lost): one after the other, the newest may hold the only
+ * copy of the token that works, and nothing may be claimed before it is written. */
+static void put_off(struct refresh *r, uint64_t seq, const struct reply *reply)
+{
+	struct later_record *l = mem_alloc(sizeof *l);
+	l->seq = seq;
+	l->reply = *reply;
+	struct later_record **at = &r->later;
+	while (*at != NULL)
+		at = &(*at)->next;
+	*at = l;
+}
+
+void replay_next(struct refresh *r, const uint8_t id[16])
+{
+	struct later_record **at = &r->later;
+	while (*at != NULL && memcmp((*at)->reply.id, id, 16) != 0)
+		at = &(*at)->next;
+	struct later_record *l = *at;
+	if (l == NULL)
+		return;
+	*at = l->next;
+	begin_record(r, l->seq, &l->reply);
+	mem_free(l);
+}
+
+void replay_fini(struct refresh *r)
+{
+	while (r->later != NULL) {
+		struct later_record *l = r->later;
+		r->later = l->next;
+		reply_fini(&l->reply);
+		mem_free(l);
+	}
+}
+
 static int on_record(void *arg, uint64_t seq, const void *p, size_t n)
 {
 	struct refresh *r = arg;
@@ -87,21 +141,11 @@ static int on_record(void *arg, uint64_t seq, const void *p, size_t n)
 		reply_fini(&reply);
 		return 0; /* it stays in the journal */
 	}
-	if (attempt_find(r, reply.id) != NULL) {
-		log_warning("replay.later", K_ID(reply.id), K_UINT("record", seq));
-		reply_fini(&reply);
-		return 0;
-	}
-	struct attempt *a = attempt_new(r, reply.id);
-	a->state = AT_LOADING;
-	a->replayed = true;
-	a->has_reply = true;
-	a->seq = seq;
-	a->reply = reply;
-	a->attempt_id = reply.attempt_id;
 	r->replaying++;
-	a->again = loop_timer_new(r->loop, load_again, a);
-	load(a);
+	if (attempt_find(r, reply.id) != NULL)
+		put_off(r, seq, &reply);
+	else
+		begin_record(r, seq, &reply);
 	return 0;
 }
 
