@@ -1,10 +1,12 @@
 /*
- * webhook - the outbox at work: when to fan out, whose deliveries to claim, and writing down what came of them.
+ * webhook - the outbox at work: when to fan out, whose deliveries to claim, and writing down what came of
+ * them.
  *
- * Nothing is sent without a committed claim whose lease outlasts the whole request. Every endpoint has its own few
- * places; one whose attempts all fail gets a single one, and all such together a quarter of the whole, so that dead
- * receivers cannot take the places of the living. One database statement of a kind at a time; after a failed one everything
- * pauses. Nothing here wakes the process but a poll, a kick, an answer, the next due retry or the end of a pause.
+ * Nothing is sent without a committed claim whose lease outlasts the whole request. Every endpoint has its
+ * own few places; one whose attempts all fail gets a single one, and all such together a quarter of the
+ * whole, so that dead receivers cannot take the places of the living. One database statement of a kind at a
+ * time; after a failed one everything pauses. Nothing here wakes the process but a poll, a kick, an answer,
+ * the next due retry or the end of a pause.
  */
 #include "service/webhook.h"
 
@@ -20,11 +22,11 @@
 #define FANOUT_BATCH 200
 #define RECORD_BATCH 256
 #define PER_ENDPOINT 4
-#define AILING_AFTER PER_ENDPOINT /* failures in a row: a full set of places */
-#define AILING_SHARE 4		  /* all ailing endpoints together: one part in so many */
+#define AILING_AFTER PER_ENDPOINT       /* failures in a row: a full set of places */
+#define AILING_SHARE 4                  /* all ailing endpoints together: one part in so many */
 #define LEASE_MARGIN_US (60 * US_PER_S) /* of the lease over the request: for recording it */
-#define SEND_MARGIN_US (20 * US_PER_S)	/* still there when the request starts */
-#define AGAIN_US US_PER_S		/* the shortest wait for what is due already and could not be had */
+#define SEND_MARGIN_US (20 * US_PER_S)  /* still there when the request starts */
+#define AGAIN_US US_PER_S               /* the shortest wait for what is due already and could not be had */
 #define PAUSE_BASE_US (500 * US_PER_MS)
 #define PAUSE_CAP_US (10 * US_PER_S)
 #define DISABLE_AFTER_US (5 * INT64_C(86400) * US_PER_S)
@@ -120,7 +122,8 @@ static void set_hook(struct target *t, const struct conf_webhook *hook)
 	t->failures = 0; /* it may have been mended: let it show */
 	t->n_events = 0;
 	for (int e = EVENT_NONE + 1; e < EVENT_TYPE_COUNT; e++) {
-		if (event_type_matches((const char *const *)hook->events.v, hook->events.n, (enum event_type)e))
+		if (event_type_matches(
+			    (const char *const *)hook->events.v, hook->events.n, (enum event_type)e))
 			t->events[t->n_events++] = event_type_word((enum event_type)e);
 	}
 }
@@ -188,7 +191,8 @@ static bool went_well(struct webhook *w, int code, const char *what)
 		log_error("webhook.statement_refused", K_WORD("statement", what));
 	else if (w->failures == 1)
 		log_warning("webhook.outbox_unavailable", K_WORD("statement", what), K_STATUS(code));
-	w->paused_until_us = sys_mono_us() + policy_backoff_us(w->failures, PAUSE_BASE_US, PAUSE_CAP_US, sys_random_unit());
+	w->paused_until_us = sys_mono_us() +
+			     policy_backoff_us(w->failures, PAUSE_BASE_US, PAUSE_CAP_US, sys_random_unit());
 	return false;
 }
 
@@ -242,7 +246,8 @@ static void fan_out(struct webhook *w)
 		};
 	}
 	w->want_fanout = false;
-	w->fanning = webhook_call_started(w, store_fanout(w->store, v, n, FANOUT_BATCH, on_fanned_out, w), "fanout");
+	w->fanning = webhook_call_started(
+		w, store_fanout(w->store, v, n, FANOUT_BATCH, on_fanned_out, w), "fanout");
 	w->want_fanout = !w->fanning;
 	mem_free(v);
 }
@@ -285,7 +290,7 @@ static void take(struct webhook *w, const struct store_delivery *s)
 		release_later(w, d);
 		return;
 	}
-	struct fault f = { 0 };
+	struct fault f = {0};
 	int e = delivery_send(d, s, &f);
 	if (e == ST_FULL) {
 		log_warning("webhook.no_room", K_FAULT(&f));
@@ -305,7 +310,8 @@ static void on_claimed(void *arg, int code, const struct store_delivery *v, size
 		w->want_claim = may_retry(code);
 	} else {
 		int64_t wait = next_due_at == TIME_NEVER ? 0 : next_due_at - sys_wall_us();
-		w->due_us = next_due_at == TIME_NEVER ? INT64_MAX : sys_mono_us() + (wait > AGAIN_US ? wait : AGAIN_US);
+		w->due_us = next_due_at == TIME_NEVER ? INT64_MAX
+						      : sys_mono_us() + (wait > AGAIN_US ? wait : AGAIN_US);
 		for (size_t i = 0; i < n; i++)
 			take(w, &v[i]);
 	}
@@ -328,7 +334,8 @@ static size_t rooms(const struct webhook *w, struct store_room *v, unsigned *ail
 		unsigned most = ailing ? 1 : PER_ENDPOINT;
 		if (t->hook == NULL || t->disabled || t->in_hand >= most || (ailing && *ailing_limit == 0))
 			continue;
-		v[n++] = (struct store_room){ .endpoint_id = t->id, .room = most - t->in_hand, .ailing = ailing };
+		v[n++] = (struct store_room){
+			.endpoint_id = t->id, .room = most - t->in_hand, .ailing = ailing};
 	}
 	return n;
 }
@@ -346,7 +353,8 @@ static void claim(struct webhook *w)
 	if (n > 0) {
 		w->claim_sent_us = sys_mono_us();
 		w->claim_lease_us = w->conf->delivery.timeout_us + LEASE_MARGIN_US;
-		int e = store_claim_deliveries(w->store, v, n, most - w->in_hand, ailing_limit, w->claim_lease_us, on_claimed, w);
+		int e = store_claim_deliveries(
+			w->store, v, n, most - w->in_hand, ailing_limit, w->claim_lease_us, on_claimed, w);
 		w->claiming = webhook_call_started(w, e, "claim");
 		w->want_claim = !w->claiming;
 	}
@@ -424,8 +432,9 @@ static bool is_wanted(const struct webhook *w)
 		return true;
 	if (w->draining || !w->started || w->conf == NULL)
 		return false;
-	return (w->want_fanout && !w->fanning) || (w->want_claim && !w->claiming) || (w->want_list && !w->listing) ||
-		(w->want_count && !w->counting) || (w->want_purge && !w->purging);
+	return (w->want_fanout && !w->fanning) || (w->want_claim && !w->claiming) ||
+	       (w->want_list && !w->listing) || (w->want_count && !w->counting) ||
+	       (w->want_purge && !w->purging);
 }
 
 /* One step: a failure of any of them pauses the rest. */

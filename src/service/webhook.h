@@ -15,13 +15,17 @@
 
 struct webhook;
 
+/* All three are borrowed; `h` is for webhooks alone and takes at least delivery.max_in_flight requests at once. */
 int webhook_new(struct loop *l, struct store *s, struct httpc *h, struct webhook **out, struct fault *f) MUST_USE;
+/* Attempts in flight are cut off (their leases run out). Not while the store may still call back: free that first. */
 void webhook_free(struct webhook *w);
+/* Takes its own reference; attempts in flight keep the one they started with. */
 void webhook_set_conf(struct webhook *w, struct conf *c);
 void webhook_start(struct webhook *w);
 void webhook_kick(struct webhook *w); /* an event was committed */
 void webhook_poll(struct webhook *w); /* every poll interval: other daemons' events, due retries */
-void webhook_drain(struct webhook *w, loop_fn *fn, void *arg); /* attempts in flight end, no new ones */
-unsigned webhook_in_flight(const struct webhook *w);
+/* Attempts in flight end and are recorded, claims that were not sent are given back; then fn, in a later turn. */
+void webhook_drain(struct webhook *w, loop_fn *fn, void *arg);
+unsigned webhook_in_flight(const struct webhook *w); /* claimed and not recorded yet */
 
 #endif

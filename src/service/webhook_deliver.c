@@ -1,8 +1,10 @@
 /*
- * webhook_deliver - one attempt to deliver one event: body, signatures, headers, POST, and what its answer means.
+ * webhook_deliver - one attempt to deliver one event: body, signatures, headers, POST, and what its answer
+ * means.
  *
- * The receiver's answer decides and is never kept: of its body nothing is read, of its headers Retry-After alone. Must not
- * follow a redirect, nor connect to an address that is not public unless the endpoint's configuration allows it.
+ * The receiver's answer decides and is never kept: of its body nothing is read, of its headers Retry-After
+ * alone. Must not follow a redirect, nor connect to an address that is not public unless the endpoint's
+ * configuration allows it.
  */
 #include "service/webhook_priv.h"
 
@@ -25,8 +27,9 @@
 #define RETRY_AFTER_MAX_US (24 * 3600 * US_PER_S)
 
 /* Outcomes of one attempt, for the metric. */
-#define ATTEMPT_OUTCOME_LIST(X) \
-	X(OUT_DELIVERED, "delivered") X(OUT_FAILED, "failed") X(OUT_REFUSED, "refused") X(OUT_GAVE_UP, "gave_up")
+#define ATTEMPT_OUTCOME_LIST(X)                                                                              \
+	X(OUT_DELIVERED, "delivered")                                                                        \
+	X(OUT_FAILED, "failed") X(OUT_REFUSED, "refused") X(OUT_GAVE_UP, "gave_up")
 enum out {
 #define X(id, word) id,
 	ATTEMPT_OUTCOME_LIST(X)
@@ -53,13 +56,14 @@ static void log_failure(const struct delivery *d, bool final)
 	str_format_uuid(a->event_id, event);
 	if (final) {
 		log_warning("webhook.gave_up", K_WORD("endpoint", d->target->name), K_WORD("event", event),
-			K_WORD("type", event_type_word(d->type)), K_INT("attempt", a->attempt), K_INT("status", a->status),
-			K_WORD("error", a->error));
+			K_WORD("type", event_type_word(d->type)), K_INT("attempt", a->attempt),
+			K_INT("status", a->status), K_WORD("error", a->error));
 		return;
 	}
 	log_info("webhook.failed", K_WORD("endpoint", d->target->name), K_WORD("event", event),
-		K_WORD("type", event_type_word(d->type)), K_INT("attempt", a->attempt), K_INT("status", a->status),
-		K_WORD("error", a->error), K_INT("next_s", (a->next_due_at - sys_wall_us()) / US_PER_S));
+		K_WORD("type", event_type_word(d->type)), K_INT("attempt", a->attempt),
+		K_INT("status", a->status), K_WORD("error", a->error),
+		K_INT("next_s", (a->next_due_at - sys_wall_us()) / US_PER_S));
 }
 
 static void delivered(struct delivery *d)
@@ -72,8 +76,8 @@ static void delivered(struct delivery *d)
 	d->target->failures = 0;
 	metrics_inc(M_WEBHOOK_DELIVERIES, outcome_words[OUT_DELIVERED], NULL);
 	log_debug("webhook.delivered", K_WORD("endpoint", d->target->name), K_WORD("event", event),
-		K_WORD("type", event_type_word(d->type)), K_INT("attempt", a->attempt), K_INT("status", a->status),
-		K_MS(a->duration_us / US_PER_MS));
+		K_WORD("type", event_type_word(d->type)), K_INT("attempt", a->attempt),
+		K_INT("status", a->status), K_MS(a->duration_us / US_PER_MS));
 }
 
 static void failed(struct delivery *d, const char *error, enum out outcome, int64_t retry_after_us)
@@ -81,7 +85,9 @@ static void failed(struct delivery *d, const char *error, enum out outcome, int6
 	struct store_attempt *a = &d->attempt;
 	a->error = error;
 	d->target->failures++;
-	int64_t wait = a->gone ? -1 : policy_webhook_retry_us((unsigned)a->attempt + 1, retry_after_us, sys_random_unit());
+	int64_t wait = -1;
+	if (!a->gone)
+		wait = policy_webhook_retry_us((unsigned)a->attempt + 1, retry_after_us, sys_random_unit());
 	bool final = wait < 0;
 	a->next_due_at = final ? TIME_NEVER : sys_wall_us() + wait;
 	if (final && !a->gone)
@@ -115,13 +121,15 @@ static void on_reply(void *arg, struct httpc_reply *r)
 	d->call = NULL;
 	d->attempt.duration_us = r->duration_us;
 	if (r->result != HTTPC_NEVER_SENT)
-		series_observe(metrics_get(M_WEBHOOK_DURATION, NULL, NULL), (double)r->duration_us / (double)US_PER_S);
+		series_observe(metrics_get(M_WEBHOOK_DURATION, NULL, NULL),
+			(double)r->duration_us / (double)US_PER_S);
 	/* An answer that is longer than we care to read is an answer all the same. */
 	if (r->result == HTTPC_COMPLETE || (r->error == HTTPC_E_TOO_LARGE && r->status != 0)) {
 		judge_status(d, r);
 	} else {
 		d->attempt.status = r->status;
-		failed(d, httpc_error_word(r->error), r->error == HTTPC_E_REFUSED_ADDR ? OUT_REFUSED : OUT_FAILED, 0);
+		failed(d, httpc_error_word(r->error),
+			r->error == HTTPC_E_REFUSED_ADDR ? OUT_REFUSED : OUT_FAILED, 0);
 	}
 	webhook_answered(d);
 }
@@ -130,7 +138,8 @@ void delivery_refuse(struct delivery *d, const struct fault *f)
 {
 	char event[STR_UUID_BYTES];
 	str_format_uuid(d->attempt.event_id, event);
-	log_error("webhook.not_sendable", K_WORD("endpoint", d->target->name), K_WORD("event", event), K_FAULT(f));
+	log_error("webhook.not_sendable", K_WORD("endpoint", d->target->name), K_WORD("event", event),
+		K_FAULT(f));
 	d->attempt.error = "not_sendable";
 	d->attempt.next_due_at = TIME_NEVER;
 	metrics_inc(M_WEBHOOK_DELIVERIES, outcome_words[OUT_GAVE_UP], NULL);
@@ -176,7 +185,7 @@ static int build_body(const struct store_delivery *s, struct buf *out, struct fa
 
 static int sign(const struct event_secret *secret, int64_t now_s, struct message *m, struct fault *f)
 {
-	const struct event_secret *const secrets[] = { secret };
+	const struct event_secret *const secrets[] = {secret};
 	int e = event_sign_standard(secrets, 1, NULL, m->id, now_s, m->body.data, m->body.len, &m->standard);
 	if (e == 0)
 		e = event_sign_apideck(secret, m->body.data, m->body.len, &m->apideck);
@@ -187,13 +196,13 @@ static int post(struct delivery *d, struct message *m, struct fault *f)
 {
 	const struct conf_webhook *hook = d->hook;
 	const struct httpc_header headers[] = {
-		{ "content-type", "application/json" },
-		{ "x-apideck-event-type", event_type_word(d->type) },
-		{ "x-apideck-signature", buf_str(&m->apideck) },
-		{ "x-apideck-idempotency-key", m->id },
-		{ "webhook-id", m->id },
-		{ "webhook-timestamp", m->timestamp },
-		{ "webhook-signature", buf_str(&m->standard) },
+		{"content-type", "application/json"},
+		{"x-apideck-event-type", event_type_word(d->type)},
+		{"x-apideck-signature", buf_str(&m->apideck)},
+		{"x-apideck-idempotency-key", m->id},
+		{"webhook-id", m->id},
+		{"webhook-timestamp", m->timestamp},
+		{"webhook-signature", buf_str(&m->standard)},
 	};
 	bool http = strncmp(hook->url, "http://", 7) == 0;
 	int64_t timeout_us = d->conf->delivery.timeout_us;
@@ -207,7 +216,9 @@ static int post(struct delivery *d, struct message *m, struct fault *f)
 		.timeout_us = timeout_us,
 		.connect_timeout_us = timeout_us < CONNECT_TIMEOUT_US ? timeout_us : CONNECT_TIMEOUT_US,
 		.max_reply_bytes = REPLY_MAX,
-		.addr_allowed = !hook->allow_private ? public_only : http ? loopback_only : NULL,
+		.addr_allowed = !hook->allow_private ? public_only
+				: http               ? loopback_only
+						     : NULL,
 	};
 	return httpc_start(d->owner->httpc, &q, on_reply, d, &d->call, f);
 }
@@ -215,7 +226,9 @@ static int post(struct delivery *d, struct message *m, struct fault *f)
 int delivery_send(struct delivery *d, const struct store_delivery *s, struct fault *f)
 {
 	int64_t now_s = sys_wall_us() / US_PER_S;
-	struct message m = { .body = BUF_INIT(BODY_MAX), .standard = BUF_INIT(SIGNATURE_MAX), .apideck = BUF_INIT(SIGNATURE_MAX) };
+	struct message m = {.body = BUF_INIT(BODY_MAX),
+		.standard = BUF_INIT(SIGNATURE_MAX),
+		.apideck = BUF_INIT(SIGNATURE_MAX)};
 	str_format_uuid(s->event_id, m.id);
 	snprintf(m.timestamp, sizeof m.timestamp, "%lld", (long long)now_s);
 	int e = build_body(s, &m.body, f);

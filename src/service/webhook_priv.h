@@ -1,5 +1,6 @@
 /*
- * webhook_priv - what the files of `webhook` share: the endpoint, the delivery and the service. For webhook*.c only.
+ * webhook_priv - what the files of `webhook` share: the endpoint, the delivery and the service. For
+ * webhook*.c only.
  */
 #ifndef REFRESHD_SERVICE_WEBHOOK_PRIV_H
 #define REFRESHD_SERVICE_WEBHOOK_PRIV_H
@@ -7,12 +8,13 @@
 #include "service/store_refresh.h" /* TIME_NEVER */
 #include "service/webhook.h"
 
-/* An endpoint of the configuration; kept over reloads by its id, and after its removal until nothing of it is in hand. */
+/* An endpoint of the configuration; kept over reloads by its id, and after its removal until nothing of it is
+ * in hand. */
 struct target {
 	struct target *next;
-	char *id; /* "config:<name>" */
-	const char *name; /* in id */
-	const struct conf_webhook *hook; /* of the present configuration; NULL: not in it any more */
+	char *id;                             /* "config:<name>" */
+	const char *name;                     /* in id */
+	const struct conf_webhook *hook;      /* of the present configuration; NULL: not in it any more */
 	const char *events[EVENT_TYPE_COUNT]; /* full names that its patterns cover */
 	size_t n_events;
 	unsigned in_hand;
@@ -20,7 +22,8 @@ struct target {
 	bool disabled;
 };
 
-/* A claimed delivery, from the claim to its committed record. In one list at a time, but for the time it is sent. */
+/* A claimed delivery, from the claim to its committed record. In one list at a time, but for the time it is
+ * sent. */
 struct delivery {
 	uint32_t magic;
 	struct webhook *owner;
@@ -29,7 +32,7 @@ struct delivery {
 	const struct conf_webhook *hook;
 	enum event_type type;
 	struct store_attempt attempt; /* its result once it is known */
-	struct httpc_call *call; /* NULL: not being sent */
+	struct httpc_call *call;      /* NULL: not being sent */
 	struct delivery *next, *prev;
 };
 
@@ -47,15 +50,15 @@ struct webhook {
 	struct target *targets;
 	struct delivery_list sending, answered, recording, unsent, releasing;
 	unsigned in_hand; /* in any of these lists */
-	unsigned calls;	  /* to the store, not answered yet */
+	unsigned calls;   /* to the store, not answered yet */
 	bool started, draining;
 	bool want_fanout, want_claim, want_purge, want_list, want_count;
 	bool fanning, claiming, listing, counting, purging;
-	bool record_singly; /* a batch was refused: find out which one it was */
+	bool record_singly;                    /* a batch was refused: find out which one it was */
 	int64_t claim_sent_us, claim_lease_us; /* mono; length */
-	int64_t due_us;		 /* mono: when the next retry is due; INT64_MAX: none known */
-	int64_t paused_until_us; /* mono: after a failure of the database */
-	unsigned failures;	 /* of the database, in a row */
+	int64_t due_us;                        /* mono: when the next retry is due; INT64_MAX: none known */
+	int64_t paused_until_us;               /* mono: after a failure of the database */
+	unsigned failures;                     /* of the database, in a row */
 	int64_t next_list_us, next_count_us, next_purge_us; /* mono */
 	struct loop_task run;
 	struct loop_timer *timer;
@@ -67,7 +70,8 @@ struct webhook {
 #define WEBHOOK_MAGIC UINT32_C(0x77686f6b)
 #define DELIVERY_MAGIC UINT32_C(0x77686476)
 
-/* webhook_deliver.c: builds, signs and sends. 0, or ST_FULL (no room now), or another code: it can never be sent. */
+/* webhook_deliver.c: builds, signs and sends. 0, or ST_FULL (no room now), or another code: it can never be
+ * sent. */
 int delivery_send(struct delivery *d, const struct store_delivery *s, struct fault *f) MUST_USE;
 /* Decides what follows when there will be no answer: the delivery cannot be sent at all. */
 void delivery_refuse(struct delivery *d, const struct fault *f);
@@ -80,8 +84,8 @@ void webhook_purge(struct webhook *w);
 
 /* webhook.c: the result is in d->attempt; it is to be recorded. */
 void webhook_answered(struct delivery *d);
-/* Every call to the store is framed by these two: `code` is what its start returned, or what its callback got. True:
- * it went well. A failure pauses everything for a while and is logged. */
+/* Every call to the store is framed by these two: `code` is what its start returned, or what its callback
+ * got. True: it went well. A failure pauses everything for a while and is logged. */
 bool webhook_call_started(struct webhook *w, int code, const char *what) MUST_USE;
 bool webhook_call_ended(struct webhook *w, int code, const char *what) MUST_USE;
 

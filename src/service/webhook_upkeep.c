@@ -1,8 +1,9 @@
 /*
- * webhook_upkeep - what is done now and then beside the deliveries: who is switched off, the backlog, old events.
+ * webhook_upkeep - what is done now and then beside the deliveries: who is switched off, the backlog, old
+ * events.
  *
- * All of it is asked for by a poll and none of it is urgent: after a failure the next poll asks again. Which endpoints are
- * off is decided in the database; here it is noticed, said aloud, and spares claims.
+ * All of it is asked for by a poll and none of it is urgent: after a failure the next poll asks again. Which
+ * endpoints are off is decided in the database; here it is noticed, said aloud, and spares claims.
  */
 #include "service/webhook_priv.h"
 
@@ -42,7 +43,8 @@ static void on_listed(void *arg, int code, const char *const *ids, size_t n)
 		t->disabled = off;
 		if (off) {
 			log_error("webhook.disabled", K_WORD("endpoint", t->name),
-				K_TEXT("hint", "it answered 410 or failed for five days; nothing more is sent to it"));
+				K_TEXT("hint",
+					"it answered 410 or failed for five days; nothing more is sent to it"));
 			continue;
 		}
 		log_notice("webhook.enabled", K_WORD("endpoint", t->name));
@@ -76,7 +78,8 @@ void webhook_count_backlog(struct webhook *w)
 	}
 	w->want_count = false;
 	w->next_count_us = sys_mono_us() + COUNT_EVERY_US;
-	w->counting = webhook_call_started(w, store_webhook_backlog(w->store, ids, n, on_counted, w), "backlog");
+	w->counting =
+		webhook_call_started(w, store_webhook_backlog(w->store, ids, n, on_counted, w), "backlog");
 	mem_free(ids);
 }
 

@@ -1,6 +1,6 @@
 /*
- * test_store_webhook - the SQL of the outbox against a real Postgres with the real schema: who gets what, leases, fences,
- * endpoints that are switched off, two daemons at once, purging.
+ * test_store_webhook - the SQL of the outbox against a real Postgres with the real schema: who gets what,
+ * leases, fences, endpoints that are switched off, two daemons at once, purging.
  */
 #include "service/store_webhook.h"
 
@@ -43,16 +43,16 @@ static bool is_ready(void *arg)
 
 static struct store *open_store(const char *instance, uint8_t home)
 {
-	struct fault f = { 0 };
+	struct fault f = {0};
 	struct store *s = NULL;
 	char name[32], url[500];
-	uint8_t id[16] = { home };
+	uint8_t id[16] = {home};
 	snprintf(name, sizeof name, "%s", instance);
 	snprintf(url, sizeof url, "%s", pgcluster_url(world.cluster, ""));
 	const struct conf c = {
 		.instance = name,
-		.database = { .url = url, .pool_size = 2, .statement_timeout_us = 10 * US_PER_S },
-		.refresh = { .poll_interval_us = 5 * US_PER_S },
+		.database = {.url = url, .pool_size = 2, .statement_timeout_us = 10 * US_PER_S},
+		.refresh = {.poll_interval_us = 5 * US_PER_S},
 	};
 	ck_assert_msg(store_new(world.loop, world.resolver, &c, id, &s, &f) == 0, "%s", f.text);
 	world_wait("the store", is_ready, s);
@@ -61,7 +61,7 @@ static struct store *open_store(const char *instance, uint8_t home)
 
 static void sql(const char *text)
 {
-	struct fault f = { 0 };
+	struct fault f = {0};
 	ck_assert_msg(pgsync_exec(sync_conn, text, &f) == 0, "%s: %s", f.text, text);
 }
 
@@ -73,10 +73,11 @@ static long number(const char *query)
 
 static void setup(void)
 {
-	struct fault f = { 0 };
+	struct fault f = {0};
 	int from;
 	world_open();
-	ck_assert_msg(pgsync_connect(pgcluster_url(world.cluster, ""), "test", &sync_conn, &f) == 0, "%s", f.text);
+	ck_assert_msg(
+		pgsync_connect(pgcluster_url(world.cluster, ""), "test", &sync_conn, &f) == 0, "%s", f.text);
 	if (!migrated)
 		ck_assert_msg(migrations_apply(sync_conn, &from, &f) == 0, "%s", f.text);
 	migrated = true;
@@ -137,13 +138,14 @@ static size_t await(int started)
 	return told.n;
 }
 
-static const char *const failed_and_created[] = { "vault.connection.token_refresh.failed", "vault.connection.created" };
-static const char *const created[] = { "vault.connection.created" };
+static const char *const failed_and_created[] = {
+	"vault.connection.token_refresh.failed", "vault.connection.created"};
+static const char *const created[] = {"vault.connection.created"};
 static const struct store_endpoint endpoints[] = {
-	{ "config:all", "*", failed_and_created, 2 },
-	{ "config:app1", "app1", failed_and_created, 2 },
-	{ "config:created", "*", created, 1 },
-	{ "config:none", "*", NULL, 0 },
+	{"config:all", "*", failed_and_created, 2},
+	{"config:app1", "app1", failed_and_created, 2},
+	{"config:created", "*", created, 1},
+	{"config:none", "*", NULL, 0},
 };
 
 static size_t fan_out(struct store *s, unsigned limit)
@@ -153,22 +155,23 @@ static size_t fan_out(struct store *s, unsigned limit)
 
 static size_t claim(struct store *s, unsigned limit)
 {
-	const struct store_room rooms[] = { { "config:all", 4, false }, { "config:app1", 4, false }, { "config:created", 4, false },
-		{ "config:none", 4, false } };
+	const struct store_room rooms[] = {{"config:all", 4, false}, {"config:app1", 4, false},
+		{"config:created", 4, false}, {"config:none", 4, false}};
 	return await(store_claim_deliveries(s, rooms, 4, limit, 0, LEASE_US, on_deliveries, NULL));
 }
 
 static size_t claim_of(struct store *s, const char *endpoint, unsigned room)
 {
-	const struct store_room rooms[] = { { endpoint, room, false } };
+	const struct store_room rooms[] = {{endpoint, room, false}};
 	return await(store_claim_deliveries(s, rooms, 1, 64, 0, LEASE_US, on_deliveries, NULL));
 }
 
 static void event(const char *type, const char *application, const char *entity_type, const char *entity_id)
 {
-	char *text = mem_printf("INSERT INTO refreshd.event (event_id, application_id, event_type, entity_id, entity_type, entity,"
-				" reason, failures, occurred_at) VALUES (gen_random_uuid(), '%s', '%s', '%s', '%s', '{\"id\":\"x\"}',"
-				" 'invalid_grant', 3, clock_timestamp())",
+	char *text = mem_printf(
+		"INSERT INTO refreshd.event (event_id, application_id, event_type, entity_id, entity_type, entity,"
+		" reason, failures, occurred_at) VALUES (gen_random_uuid(), '%s', '%s', '%s', '%s', '{\"id\":\"x\"}',"
+		" 'invalid_grant', 3, clock_timestamp())",
 		application, type, entity_id, entity_type);
 	sql(text);
 	mem_free(text);
@@ -216,10 +219,14 @@ START_TEST(events_go_to_the_endpoints_that_want_them)
 	event("vault.connection.deleted", "app1", "Connection", "app1+c");
 	event("refreshd.webhook.test", "*", "Endpoint", "config:none");
 	ck_assert_uint_eq(fan_out(one, 100), 5);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:all'"), 3);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 1);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:created'"), 1);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:none'"), 1);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:all'"), 3);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 1);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:created'"), 1);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:none'"), 1);
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.event WHERE fanned_out_at IS NULL"), 0);
 	ck_assert_uint_eq(fan_out(two, 100), 0);
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery"), 6);
@@ -274,7 +281,9 @@ START_TEST(a_claim_leases_and_counts_the_attempt)
 	ck_assert_str_eq(told.endpoints[0], "config:app1");
 	ck_assert(d->attempt == 1 && d->type == EVENT_REFRESH_FAILED && d->failures == 3);
 	ck_assert_int_eq(told.next_due_at, TIME_NEVER);
-	ck_assert_int_eq(number("SELECT lease_owner FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), store_epoch(one));
+	ck_assert_int_eq(
+		number("SELECT lease_owner FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"),
+		store_epoch(one));
 	ck_assert_int_eq(number("SELECT round(extract(epoch FROM lease_until - now())) FROM refreshd.delivery"
 				" WHERE endpoint_id = 'config:app1'"),
 		60);
@@ -310,10 +319,14 @@ START_TEST(ailing_endpoints_come_last_and_few)
 	for (int i = 0; i < 3; i++)
 		event(FAILED, "app1", "Connection", "app1+c");
 	fan_out(one, 100);
-	const struct store_room rooms[] = { { "config:all", 4, true }, { "config:app1", 2, false } };
-	ck_assert_uint_eq(await(store_claim_deliveries(one, rooms, 2, 3, 1, LEASE_US, on_deliveries, NULL)), 3);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE lease_owner IS NOT NULL AND endpoint_id = 'config:all'"), 1);
-	ck_assert_uint_eq(await(store_claim_deliveries(two, rooms, 2, 3, 0, LEASE_US, on_deliveries, NULL)), 1);
+	const struct store_room rooms[] = {{"config:all", 4, true}, {"config:app1", 2, false}};
+	ck_assert_uint_eq(
+		await(store_claim_deliveries(one, rooms, 2, 3, 1, LEASE_US, on_deliveries, NULL)), 3);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.delivery WHERE lease_owner IS NOT NULL AND endpoint_id = 'config:all'"),
+		1);
+	ck_assert_uint_eq(
+		await(store_claim_deliveries(two, rooms, 2, 3, 0, LEASE_US, on_deliveries, NULL)), 1);
 	ck_assert_str_eq(told.endpoints[0], "config:app1");
 }
 END_TEST
@@ -327,9 +340,13 @@ START_TEST(the_next_due_time_is_told)
 	record(one, &a, 1);
 	ck_assert_uint_eq(claim_of(one, "config:app1", 4), 0);
 	ck_assert_int_eq(told.next_due_at, a.next_due_at);
-	ck_assert_int_eq(number("SELECT attempt FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 1);
-	ck_assert_int_eq(number("SELECT last_status FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 500);
-	ck_assert_int_eq(number("SELECT last_duration_ms FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 12);
+	ck_assert_int_eq(
+		number("SELECT attempt FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 1);
+	ck_assert_int_eq(
+		number("SELECT last_status FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 500);
+	ck_assert_int_eq(
+		number("SELECT last_duration_ms FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"),
+		12);
 }
 END_TEST
 
@@ -340,14 +357,16 @@ START_TEST(a_delivery_is_done_once)
 	event(FAILED, "app1", "Connection", "app1+c");
 	fan_out(one, 10);
 	ck_assert_uint_eq(claim(one, 64), 2);
-	struct store_attempt v[] = { attempt_of(0), attempt_of(1) };
+	struct store_attempt v[] = {attempt_of(0), attempt_of(1)};
 	ck_assert_uint_eq(record(one, v, 2), 0);
 	ck_assert_uint_eq(record(one, v, 2), 0); /* the answer was lost */
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE delivered AND done_at IS NOT NULL AND lease_owner IS NULL"
-				" AND last_error IS NULL"),
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.delivery WHERE delivered AND done_at IS NOT NULL AND lease_owner IS NULL"
+		       " AND last_error IS NULL"),
 		2);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE last_success_at IS NOT NULL"
-				" AND failing_since IS NULL"),
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE last_success_at IS NOT NULL"
+		       " AND failing_since IS NULL"),
 		2);
 	ck_assert_uint_eq(claim(one, 64), 0);
 }
@@ -364,7 +383,9 @@ START_TEST(a_lost_lease_changes_nothing_unless_it_delivered)
 	ck_assert_uint_eq(claim_of(two, "config:app1", 4), 1);
 	struct store_attempt theirs = failure_of(0);
 	record(one, &late_failure, 1);
-	ck_assert_int_eq(number("SELECT lease_owner FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), store_epoch(two));
+	ck_assert_int_eq(
+		number("SELECT lease_owner FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"),
+		store_epoch(two));
 	record(one, &late_success, 1);
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE delivered"), 1);
 	record(two, &theirs, 1);
@@ -382,8 +403,9 @@ START_TEST(the_last_try_is_done_and_failed)
 	a.status = 0;
 	a.error = "timeout";
 	record(one, &a, 1);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE NOT delivered AND done_at IS NOT NULL"
-				" AND last_status IS NULL AND last_error = 'timeout'"),
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.delivery WHERE NOT delivered AND done_at IS NOT NULL"
+		       " AND last_status IS NULL AND last_error = 'timeout'"),
 		1);
 }
 END_TEST
@@ -399,15 +421,17 @@ START_TEST(gone_switches_off_and_nothing_more_comes)
 	a.gone = true;
 	ck_assert_uint_eq(record(one, &a, 1), 1);
 	ck_assert_uint_eq(record(one, &a, 1), 0); /* told once */
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE disabled_reason = 'gone'"), 1);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE disabled_reason = 'gone'"), 1);
 	ck_assert_uint_eq(await(store_disabled_endpoints(two, on_ids, NULL)), 1);
 	ck_assert_str_eq(told.ids[0], "config:app1");
 	ck_assert_uint_eq(claim_of(two, "config:app1", 4), 0);
 	ck_assert_int_eq(told.next_due_at, TIME_NEVER);
 	event(FAILED, "app1", "Connection", "app1+c");
 	ck_assert_uint_eq(fan_out(one, 10), 1);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 2);
-	const char *const ids[] = { "config:app1", "config:all" };
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.delivery WHERE endpoint_id = 'config:app1'"), 2);
+	const char *const ids[] = {"config:app1", "config:all"};
 	ck_assert_uint_eq(await(store_webhook_backlog(one, ids, 2, on_number, NULL)), 3);
 }
 END_TEST
@@ -418,17 +442,21 @@ START_TEST(five_days_of_only_failures_switch_off)
 		event(FAILED, "app1", "Connection", "app1+c");
 	fan_out(one, 10);
 	ck_assert_uint_eq(claim_of(one, "config:app1", 3), 3);
-	struct store_attempt v[] = { failure_of(0), failure_of(1), attempt_of(2) };
+	struct store_attempt v[] = {failure_of(0), failure_of(1), attempt_of(2)};
 	ck_assert_uint_eq(record(one, v, 1), 0);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE failing_since IS NOT NULL"), 1);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE failing_since IS NOT NULL"), 1);
 	sql("UPDATE refreshd.webhook_endpoint SET failing_since = now() - interval '119 hours'");
 	ck_assert_uint_eq(record(one, v + 1, 1), 0);
 	sql("UPDATE refreshd.webhook_endpoint SET failing_since = now() - interval '120 hours'");
 	ck_assert_uint_eq(record(one, v + 2, 1), 0); /* a success begins anew */
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE failing_since IS NULL"), 1);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE failing_since IS NULL"), 1);
 	sql("UPDATE refreshd.webhook_endpoint SET failing_since = now() - interval '120 hours'");
 	ck_assert_uint_eq(record(one, v, 1), 1);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE disabled_reason = 'failing'"), 1);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE disabled_reason = 'failing'"),
+		1);
 }
 END_TEST
 
@@ -471,7 +499,7 @@ START_TEST(the_backlog_is_what_is_due_and_free)
 	for (int i = 0; i < 5; i++)
 		event(FAILED, "app1", "Connection", "app1+c");
 	fan_out(one, 10);
-	const char *const ids[] = { "config:app1" };
+	const char *const ids[] = {"config:app1"};
 	ck_assert_uint_eq(await(store_webhook_backlog(one, ids, 1, on_number, NULL)), 5);
 	ck_assert_uint_eq(claim_of(one, "config:app1", 2), 2);
 	struct store_attempt a = failure_of(0);

@@ -40,8 +40,8 @@ struct httpc {
 const char *httpc_error_word(enum httpc_error e)
 {
 	switch (e) {
-#define X(id, word)  \
-	case id:     \
+#define X(id, word)                                                                                          \
+	case id:                                                                                             \
 		return word;
 		HTTPC_ERROR_LIST(X)
 #undef X
@@ -49,8 +49,8 @@ const char *httpc_error_word(enum httpc_error e)
 	return "unknown";
 }
 
-int httpc_new(struct loop *l, struct resolver *r, const struct httpc_params *p, struct httpc **out,
-	struct fault *f)
+int httpc_new(
+	struct loop *l, struct resolver *r, const struct httpc_params *p, struct httpc **out, struct fault *f)
 {
 	(void)r;
 	if (p->max_connections == 0)
@@ -133,10 +133,10 @@ static bool address_is_allowed(const struct httpc_request *q, const char *addres
 {
 	if (address == NULL || q->addr_allowed == NULL)
 		return true;
-	struct sockaddr_in v4 = { .sin_family = AF_INET };
+	struct sockaddr_in v4 = {.sin_family = AF_INET};
 	if (inet_pton(AF_INET, address, &v4.sin_addr) == 1)
 		return q->addr_allowed((const struct sockaddr *)&v4, q->addr_arg);
-	struct sockaddr_in6 v6 = { .sin6_family = AF_INET6 };
+	struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
 	ALWAYS(inet_pton(AF_INET6, address, &v6.sin6_addr) == 1);
 	return q->addr_allowed((const struct sockaddr *)&v6, q->addr_arg);
 }
@@ -149,13 +149,14 @@ static void copy_word(char *to, size_t cap, const char *from)
 
 static void fill_reply(struct httpc_reply *r, const struct httpc_request *q, const struct fake_answer *a)
 {
-	*r = (struct httpc_reply){ .result = a->result, .error = a->error, .status = a->status };
+	*r = (struct httpc_reply){.result = a->result, .error = a->error, .status = a->status};
 	buf_init_secret(&r->body, q->max_reply_bytes);
 	copy_word(r->content_type, sizeof r->content_type, a->content_type);
 	copy_word(r->retry_after, sizeof r->retry_after, a->retry_after);
 	r->start_wall_us = sys_wall_us();
 	r->duration_us = a->after_us;
-	if (a->body != NULL && buf_set(&r->body, a->body, a->body_len > 0 ? a->body_len : strlen(a->body)) != 0) {
+	if (a->body != NULL &&
+		buf_set(&r->body, a->body, a->body_len > 0 ? a->body_len : strlen(a->body)) != 0) {
 		r->result = HTTPC_CUT;
 		r->error = HTTPC_E_TOO_LARGE;
 	}
@@ -175,15 +176,17 @@ static int ask(struct httpc *h, const struct httpc_request *q, struct fake_answe
 		.timeout_us = q->timeout_us,
 		.request = q,
 	};
-	*a = (struct fake_answer){ .result = HTTPC_COMPLETE, .status = 200, .after_us = US_PER_MS };
+	*a = (struct fake_answer){.result = HTTPC_COMPLETE, .status = 200, .after_us = US_PER_MS};
 	if (h->answer != NULL)
 		h->answer(h->answer_arg, &seen, a);
 	if (a->start_code != 0)
 		return a->start_code;
 	if (!address_is_allowed(q, a->address)) {
-		*a = (struct fake_answer){ .result = HTTPC_NEVER_SENT, .error = HTTPC_E_REFUSED_ADDR, .after_us = 1 };
+		*a = (struct fake_answer){
+			.result = HTTPC_NEVER_SENT, .error = HTTPC_E_REFUSED_ADDR, .after_us = 1};
 	} else if (a->hang || a->after_us > q->timeout_us) {
-		*a = (struct fake_answer){ .result = HTTPC_CUT, .error = HTTPC_E_TIMEOUT, .after_us = q->timeout_us };
+		*a = (struct fake_answer){
+			.result = HTTPC_CUT, .error = HTTPC_E_TIMEOUT, .after_us = q->timeout_us};
 	}
 	ALWAYS(a->after_us >= 0);
 	return 0;

@@ -1,8 +1,8 @@
 /*
  * fake_journal - io/journal.h in memory: durable after a set delay, failing on request.
  *
- * The disk is one list for the whole test, so that a test can close the journal, open it again and replay. A record
- * that is not durable when the journal is closed is lost, as by a crash.
+ * The disk is one list for the whole test, so that a test can close the journal, open it again and replay. A
+ * record that is not durable when the journal is closed is lost, as by a crash.
  */
 #include "sim/fake.h"
 
@@ -275,8 +275,8 @@ bool journal_writable(const struct journal *j)
 	return j->writable;
 }
 
-void journal_on_state(struct journal *j, void (*fn)(void *arg, bool writable, const struct fault *why),
-	void *arg)
+void journal_on_state(
+	struct journal *j, void (*fn)(void *arg, bool writable, const struct fault *why), void *arg)
 {
 	MAGIC_CHECK(j, JOURNAL_MAGIC);
 	j->on_state = fn;

@@ -1,8 +1,9 @@
 /*
  * fake_loop - io/loop.h in virtual time: no descriptors, no waiting.
  *
- * A turn is the same as in the real loop: due timers, deferred calls, turn-end hooks. Between turns the clocks jump
- * to the next due timer. A timer that is set during a turn fires in a later one, even when it is due already.
+ * A turn is the same as in the real loop: due timers, deferred calls, turn-end hooks. Between turns the
+ * clocks jump to the next due timer. A timer that is set during a turn fires in a later one, even when it is
+ * due already.
  */
 #include "sim/fake.h"
 
@@ -111,7 +112,8 @@ static struct loop_timer *first_timer(const struct loop *l, uint64_t order)
 	for (struct loop_timer *t = l->timers; t != NULL; t = t->next) {
 		if (!t->set || t->order >= order)
 			continue;
-		if (best == NULL || t->due_us < best->due_us || (t->due_us == best->due_us && t->order < best->order))
+		if (best == NULL || t->due_us < best->due_us ||
+			(t->due_us == best->due_us && t->order < best->order))
 			best = t;
 	}
 	return best;
@@ -342,7 +344,7 @@ bool loop_timer_is_set(const struct loop_timer *t)
 
 void loop_task_init(struct loop_task *t, loop_fn *fn, void *arg)
 {
-	*t = (struct loop_task){ .fn = fn, .arg = arg };
+	*t = (struct loop_task){.fn = fn, .arg = arg};
 }
 
 void loop_defer(struct loop *l, struct loop_task *t)
@@ -383,7 +385,7 @@ int loop_on_turn_end(struct loop *l, loop_fn *fn, void *arg)
 	MAGIC_CHECK(l, LOOP_MAGIC);
 	if (l->n_hooks == LOOP_MAX_HOOKS)
 		return ST_FULL;
-	l->hooks[l->n_hooks++] = (struct hook){ .fn = fn, .arg = arg };
+	l->hooks[l->n_hooks++] = (struct hook){.fn = fn, .arg = arg};
 	return 0;
 }
 
@@ -406,7 +408,7 @@ static int watch_add(struct loop *l, int signo, loop_fn *fn, void *arg, struct f
 	MAGIC_CHECK(l, LOOP_MAGIC);
 	if (l->n_watches == MAX_WATCHES)
 		return fault_set(f, ST_FULL, "the loop of this test takes %d watches", MAX_WATCHES);
-	l->watches[l->n_watches++] = (struct watch){ .signo = signo, .fn = fn, .arg = arg };
+	l->watches[l->n_watches++] = (struct watch){.signo = signo, .fn = fn, .arg = arg};
 	return 0;
 }
 

@@ -162,7 +162,8 @@ unsigned fake_outbox_count(const struct store *s, const char *endpoint_id, bool 
 {
 	unsigned n = 0;
 	for (unsigned i = 0; i < s->n_deliveries; i++)
-		n += strcmp(s->deliveries[i].endpoint, endpoint_id) == 0 && s->deliveries[i].delivered == delivered;
+		n += strcmp(s->deliveries[i].endpoint, endpoint_id) == 0 &&
+		     s->deliveries[i].delivered == delivered;
 	return n;
 }
 
@@ -231,8 +232,8 @@ enum store_state store_state(const struct store *s)
 const char *store_state_word(enum store_state st)
 {
 	switch (st) {
-#define X(id, word)  \
-	case id:     \
+#define X(id, word)                                                                                          \
+	case id:                                                                                             \
 		return word;
 		STORE_STATE_LIST(X)
 #undef X
@@ -255,7 +256,8 @@ static bool is_wanted(const struct fake_event *e, const struct store_endpoint *p
 {
 	if (strcmp(e->entity_type, STORE_ENTITY_ENDPOINT) == 0)
 		return strcmp(p->endpoint_id, e->entity_id) == 0;
-	return (strcmp(p->application, "*") == 0 || strcmp(p->application, e->application) == 0) && has_type(p, e->type);
+	return (strcmp(p->application, "*") == 0 || strcmp(p->application, e->application) == 0) &&
+	       has_type(p, e->type);
 }
 
 static void fan_out_one(struct store *s, unsigned event, const struct store_endpoint *v, size_t n)
@@ -265,13 +267,14 @@ static void fan_out_one(struct store *s, unsigned event, const struct store_endp
 			continue;
 		ALWAYS(s->n_deliveries < FAKE_DELIVERIES);
 		struct fake_delivery *d = &s->deliveries[s->n_deliveries++];
-		*d = (struct fake_delivery){ .event = event, .due_at = sys_wall_us() };
+		*d = (struct fake_delivery){.event = event, .due_at = sys_wall_us()};
 		snprintf(d->endpoint, sizeof d->endpoint, "%s", v[i].endpoint_id);
 	}
 	s->events[event].fanned_out = true;
 }
 
-int store_fanout(struct store *s, const struct store_endpoint *v, size_t n, unsigned limit, store_outbox_fn *fn, void *arg)
+int store_fanout(struct store *s, const struct store_endpoint *v, size_t n, unsigned limit,
+	store_outbox_fn *fn, void *arg)
 {
 	struct answer *a = answer_new(s, arg);
 	a->outbox = fn;
@@ -297,7 +300,8 @@ static struct fake_delivery *oldest(struct store *s, const char *endpoint_id)
 	struct fake_delivery *best = NULL;
 	for (unsigned i = 0; i < s->n_deliveries; i++) {
 		struct fake_delivery *d = &s->deliveries[i];
-		if (strcmp(d->endpoint, endpoint_id) == 0 && is_waiting(d) && (best == NULL || d->due_at < best->due_at))
+		if (strcmp(d->endpoint, endpoint_id) == 0 && is_waiting(d) &&
+			(best == NULL || d->due_at < best->due_at))
 			best = d;
 	}
 	return best;
@@ -323,8 +327,8 @@ static void claim_one(struct store *s, struct answer *a, struct fake_delivery *d
 }
 
 /* One round: every endpoint's next one. Healthy ones first. */
-static bool claim_round(struct store *s, struct answer *a, const struct store_room *v, unsigned *room, size_t n, size_t most,
-	unsigned *ailing, int64_t lease_us, bool want_ailing)
+static bool claim_round(struct store *s, struct answer *a, const struct store_room *v, unsigned *room,
+	size_t n, size_t most, unsigned *ailing, int64_t lease_us, bool want_ailing)
 {
 	bool any = false;
 	for (size_t i = 0; i < n && a->n < most; i++) {
@@ -332,7 +336,7 @@ static bool claim_round(struct store *s, struct answer *a, const struct store_ro
 			fake_outbox_is_disabled(s, v[i].endpoint_id))
 			continue;
 		struct fake_delivery *d = oldest(s, v[i].endpoint_id);
-		if (d == NULL || d->due_at > sys_wall_us())
+		if (d == NULL || d->due_at > sys_wall_us() || d->locked)
 			continue;
 		claim_one(s, a, d, lease_us);
 		room[i]--;
@@ -343,8 +347,8 @@ static bool claim_round(struct store *s, struct answer *a, const struct store_ro
 	return any;
 }
 
-int store_claim_deliveries(struct store *s, const struct store_room *v, size_t n, unsigned limit, unsigned ailing_limit,
-	int64_t lease_us, store_deliveries_fn *fn, void *arg)
+int store_claim_deliveries(struct store *s, const struct store_room *v, size_t n, unsigned limit,
+	unsigned ailing_limit, int64_t lease_us, store_deliveries_fn *fn, void *arg)
 {
 	struct answer *a = answer_new(s, arg);
 	a->deliveries = fn;
@@ -377,7 +381,8 @@ static struct fake_delivery *find(struct store *s, const struct store_attempt *x
 {
 	for (unsigned i = 0; i < s->n_deliveries; i++) {
 		struct fake_delivery *d = &s->deliveries[i];
-		if (memcmp(s->events[d->event].id, x->event_id, 16) == 0 && strcmp(d->endpoint, x->endpoint_id) == 0)
+		if (memcmp(s->events[d->event].id, x->event_id, 16) == 0 &&
+			strcmp(d->endpoint, x->endpoint_id) == 0)
 			return d;
 	}
 	return NULL;
@@ -438,7 +443,8 @@ int store_record_attempts(struct store *s, const struct store_attempt *v, size_t
 	return 0;
 }
 
-int store_release_deliveries(struct store *s, const struct store_attempt *v, size_t n, store_outbox_fn *fn, void *arg)
+int store_release_deliveries(
+	struct store *s, const struct store_attempt *v, size_t n, store_outbox_fn *fn, void *arg)
 {
 	struct answer *a = answer_new(s, arg);
 	a->outbox = fn;
@@ -481,15 +487,16 @@ int store_purge_events(struct store *s, int64_t older_than, unsigned limit, stor
 	return 0;
 }
 
-int store_webhook_backlog(struct store *s, const char *const *endpoint_ids, size_t n, store_outbox_fn *fn, void *arg)
+int store_webhook_backlog(
+	struct store *s, const char *const *endpoint_ids, size_t n, store_outbox_fn *fn, void *arg)
 {
 	struct answer *a = answer_new(s, arg);
 	a->outbox = fn;
 	s->calls.counts++;
 	for (unsigned i = 0; i < s->n_deliveries; i++) {
 		for (size_t j = 0; j < n; j++)
-			a->n += strcmp(s->deliveries[i].endpoint, endpoint_ids[j]) == 0 && is_waiting(&s->deliveries[i]) &&
-				s->deliveries[i].due_at <= sys_wall_us();
+			a->n += strcmp(s->deliveries[i].endpoint, endpoint_ids[j]) == 0 &&
+				is_waiting(&s->deliveries[i]) && s->deliveries[i].due_at <= sys_wall_us();
 	}
 	return 0;
 }

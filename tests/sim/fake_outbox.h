@@ -1,8 +1,9 @@
 /*
  * fake_outbox - service/store_webhook.h over rows in memory, with the same rules as the SQL.
  *
- * Answers come in a later turn, after a delay that the test sets. The test can look at rows and change them (another
- * daemon), take the database away, refuse a statement, and lose the answer of a commit that took place.
+ * Answers come in a later turn, after a delay that the test sets. The test can look at rows and change them
+ * (another daemon), take the database away, refuse a statement, and lose the answer of a commit that took
+ * place.
  */
 #ifndef REFRESHD_TESTS_SIM_FAKE_OUTBOX_H
 #define REFRESHD_TESTS_SIM_FAKE_OUTBOX_H
@@ -27,7 +28,9 @@ struct fake_delivery {
 	char endpoint[64];
 	int attempt, status;
 	int64_t due_at, owner, lease_until, duration_us;
-	bool done, delivered, poisoned; /* poisoned: a record that contains it is refused */
+	bool done, delivered;
+	bool poisoned; /* a record that contains it is refused */
+	bool locked;   /* by another daemon's claim that is not committed yet */
 	const char *error;
 };
 
@@ -38,7 +41,8 @@ void fake_outbox_free(struct store *s);
 unsigned fake_outbox_event(struct store *s, enum event_type type, const char *application);
 unsigned fake_outbox_test_event(struct store *s, const char *endpoint_id);
 struct fake_event *fake_outbox_get_event(struct store *s, unsigned i);
-struct fake_delivery *fake_outbox_delivery(struct store *s, unsigned event, const char *endpoint_id); /* NULL: none */
+struct fake_delivery *fake_outbox_delivery(
+	struct store *s, unsigned event, const char *endpoint_id); /* NULL: none */
 unsigned fake_outbox_count(const struct store *s, const char *endpoint_id, bool delivered);
 bool fake_outbox_is_disabled(const struct store *s, const char *endpoint_id);
 void fake_outbox_set_disabled(struct store *s, const char *endpoint_id, bool disabled);

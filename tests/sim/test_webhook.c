@@ -1,5 +1,6 @@
 /*
- * test_webhook - the webhook service in virtual time: real webhook*.c and model, an outbox in memory, scripted receivers.
+ * test_webhook - the webhook service in virtual time: real webhook*.c and model, an outbox in memory,
+ * scripted receivers.
  *
  * Every receiver is told apart by its host name; what it answers is set by the test, what it got is kept.
  */
@@ -41,7 +42,7 @@ static struct {
 	struct conf *conf;
 	struct got got[GOT_MAX];
 	unsigned n_got;
-	char dead[64];	/* hosts that begin so hang */
+	char dead[64];             /* hosts that begin so hang */
 	struct fake_answer answer; /* of the others */
 	bool scripted;
 	unsigned drained;
@@ -63,9 +64,11 @@ static struct conf *make_conf(const char *options, const char *hooks)
 {
 	char dir[] = "/tmp/refreshd-webhook-XXXXXX";
 	ck_assert(mkdtemp(dir) != NULL);
-	char *yaml = mem_printf("%s/c.yaml", dir), *ring = mem_printf("%s/keyring", dir), *secret = mem_printf("%s/secret", dir);
+	char *yaml = mem_printf("%s/c.yaml", dir), *ring = mem_printf("%s/keyring", dir),
+	     *secret = mem_printf("%s/secret", dir);
 	struct buf text = BUF_INIT(100000);
-	ck_ok(buf_printf(&text, "instance: sim\nstate_dir: %s\ndatabase: {url: \"postgresql:///x\"}\nkeyring_file: %s\n%s\nwebhooks:\n",
+	ck_ok(buf_printf(&text,
+		"instance: sim\nstate_dir: %s\ndatabase: {url: \"postgresql:///x\"}\nkeyring_file: %s\n%s\nwebhooks:\n",
 		dir, ring, options));
 	for (const char *s = hooks; *s != '\0';) {
 		const char *at = strstr(s, "SECRET");
@@ -81,7 +84,7 @@ static struct conf *make_conf(const char *options, const char *hooks)
 	write_file(secret, SECRET);
 	write_file(yaml, buf_str(&text));
 	struct conf *c = NULL;
-	struct conf_errors errors = { 0 };
+	struct conf_errors errors = {0};
 	if (conf_load(yaml, &c, &errors) != 0)
 		conf_errors_print(&errors, stderr);
 	ck_assert(c != NULL);
@@ -115,8 +118,8 @@ static void on_request(void *arg, const struct fake_request *q, struct fake_answ
 	copy_header(g->key, sizeof g->key, q, "x-apideck-idempotency-key");
 	ck_assert_str_eq(fake_request_header(q, "content-type"), "application/json");
 	ck_assert_str_eq(q->method, "POST");
-	ck_ok(str_parse_i64(fake_request_header(q, "webhook-timestamp"), strlen(fake_request_header(q, "webhook-timestamp")),
-		&g->timestamp));
+	ck_ok(str_parse_i64(fake_request_header(q, "webhook-timestamp"),
+		strlen(fake_request_header(q, "webhook-timestamp")), &g->timestamp));
 	snprintf(g->body, sizeof g->body, "%s", q->body);
 	g->wall_us = sys_wall_us();
 	g->mono_us = sys_mono_us();
@@ -154,14 +157,14 @@ static void setup(void)
 	metrics_reset();
 	log_setup(LOG_FORMAT_LOGFMT, LOG_LEVEL_DEBUG);
 	log_set_sink(on_log, NULL);
-	struct fault f = { 0 };
+	struct fault f = {0};
 	ck_ok(loop_new(&t.loop, &f));
 	t.store = fake_outbox_new(t.loop);
-	const struct httpc_params p = { .max_connections = 64, .user_agent = "sim" };
+	const struct httpc_params p = {.max_connections = 64, .user_agent = "sim"};
 	ck_ok(httpc_new(t.loop, NULL, &p, &t.httpc, &f));
 	fake_httpc_on_request(t.httpc, on_request, NULL);
 	ck_ok(webhook_new(t.loop, t.store, t.httpc, &t.webhook, &f));
-	t.answer = (struct fake_answer){ .result = HTTPC_COMPLETE, .status = 200, .after_us = US_PER_MS };
+	t.answer = (struct fake_answer){.result = HTTPC_COMPLETE, .status = 200, .after_us = US_PER_MS};
 }
 
 static void teardown(void)
@@ -223,10 +226,10 @@ static unsigned got_by(const char *host)
 
 static void check_signatures(const struct got *g)
 {
-	struct fault f = { 0 };
+	struct fault f = {0};
 	struct event_secret secret;
 	ck_ok(event_secret_parse(SECRET, strlen(SECRET), &secret, &f));
-	const struct event_secret *const secrets[] = { &secret };
+	const struct event_secret *const secrets[] = {&secret};
 	struct buf want = BUF_INIT(1000);
 	ck_ok(event_sign_standard(secrets, 1, NULL, g->id, g->timestamp, g->body, strlen(g->body), &want));
 	ck_assert_str_eq(g->signature, buf_str(&want));
@@ -282,7 +285,7 @@ END_TEST
 
 START_TEST(retries_follow_the_schedule_and_end)
 {
-	static const int64_t delays_s[] = { 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400 };
+	static const int64_t delays_s[] = {5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400};
 	start("", ONE);
 	answer_status(500);
 	unsigned e = post(EVENT_REFRESH_FAILED, "app1");
@@ -290,8 +293,9 @@ START_TEST(retries_follow_the_schedule_and_end)
 	ck_assert_uint_eq(t.n_got, 10);
 	for (unsigned i = 0; i < 9; i++) {
 		double waited = (double)(t.got[i + 1].mono_us - t.got[i].mono_us) / (double)US_PER_S;
-		ck_assert_msg(waited >= 0.8 * (double)delays_s[i] && waited <= 1.2 * (double)delays_s[i] + 1.1, "retry %u after %f s",
-			i + 2, waited);
+		ck_assert_msg(
+			waited >= 0.8 * (double)delays_s[i] && waited <= 1.2 * (double)delays_s[i] + 1.1,
+			"retry %u after %f s", i + 2, waited);
 		ck_assert_str_eq(t.got[i + 1].id, t.got[0].id);
 		ck_assert_str_eq(t.got[i + 1].key, t.got[0].key);
 		ck_assert_int_eq(t.got[i + 1].timestamp, t.got[i + 1].wall_us / US_PER_S);
@@ -319,22 +323,28 @@ static const struct {
 	const char *outcome;
 	double wait_min_s, wait_max_s; /* until the second attempt */
 } failures[] = {
-	{ { .result = HTTPC_COMPLETE, .status = 301 }, 301, "redirect", "failed", 4, 7.1 },
-	{ { .result = HTTPC_COMPLETE, .status = 404 }, 404, "http_status", "failed", 4, 7.1 },
-	{ { .result = HTTPC_COMPLETE, .status = 500, .retry_after = "100" }, 500, "http_status", "failed", 4, 7.1 },
-	{ { .result = HTTPC_COMPLETE, .status = 429, .retry_after = "100" }, 429, "http_status", "failed", 100, 101.1 },
-	{ { .result = HTTPC_COMPLETE, .status = 503, .retry_after = "100" }, 503, "http_status", "failed", 100, 101.1 },
-	{ { .result = HTTPC_COMPLETE, .status = 503, .retry_after = "2" }, 503, "http_status", "failed", 4, 7.1 },
-	{ { .result = HTTPC_COMPLETE, .status = 429, .retry_after = "soon" }, 429, "http_status", "failed", 4, 7.1 },
-	{ { .result = HTTPC_COMPLETE, .status = 503, .retry_after = "99999999" }, 503, "http_status", "failed", 86400, 86402 },
-	{ { .result = HTTPC_NEVER_SENT, .error = HTTPC_E_CONNECT }, 0, "connect", "failed", 4, 7.1 },
-	{ { .result = HTTPC_NEVER_SENT, .error = HTTPC_E_TLS }, 0, "tls", "failed", 4, 7.1 },
-	{ { .result = HTTPC_CUT, .error = HTTPC_E_CLOSED, .status = 200 }, 200, "closed", "failed", 4, 7.1 },
-	{ { .result = HTTPC_CUT, .error = HTTPC_E_TOO_LARGE, .status = 500 }, 500, "http_status", "failed", 4, 7.1 },
-	{ { .hang = true }, 0, "timeout", "failed", 24, 27.1 }, /* with its own 20 s */
-	{ { .address = "127.0.0.1" }, 0, "address_refused", "refused", 4, 7.1 },
-	{ { .address = "169.254.169.254" }, 0, "address_refused", "refused", 4, 7.1 },
-	{ { .address = "::ffff:10.0.0.1" }, 0, "address_refused", "refused", 4, 7.1 },
+	{{.result = HTTPC_COMPLETE, .status = 301}, 301, "redirect", "failed", 4, 7.1},
+	{{.result = HTTPC_COMPLETE, .status = 404}, 404, "http_status", "failed", 4, 7.1},
+	{{.result = HTTPC_COMPLETE, .status = 500, .retry_after = "100"}, 500, "http_status", "failed", 4,
+		7.1},
+	{{.result = HTTPC_COMPLETE, .status = 429, .retry_after = "100"}, 429, "http_status", "failed", 100,
+		101.1},
+	{{.result = HTTPC_COMPLETE, .status = 503, .retry_after = "100"}, 503, "http_status", "failed", 100,
+		101.1},
+	{{.result = HTTPC_COMPLETE, .status = 503, .retry_after = "2"}, 503, "http_status", "failed", 4, 7.1},
+	{{.result = HTTPC_COMPLETE, .status = 429, .retry_after = "soon"}, 429, "http_status", "failed", 4,
+		7.1},
+	{{.result = HTTPC_COMPLETE, .status = 503, .retry_after = "99999999"}, 503, "http_status", "failed",
+		86400, 86402},
+	{{.result = HTTPC_NEVER_SENT, .error = HTTPC_E_CONNECT}, 0, "connect", "failed", 4, 7.1},
+	{{.result = HTTPC_NEVER_SENT, .error = HTTPC_E_TLS}, 0, "tls", "failed", 4, 7.1},
+	{{.result = HTTPC_CUT, .error = HTTPC_E_CLOSED, .status = 200}, 200, "closed", "failed", 4, 7.1},
+	{{.result = HTTPC_CUT, .error = HTTPC_E_TOO_LARGE, .status = 500}, 500, "http_status", "failed", 4,
+		7.1},
+	{{.hang = true}, 0, "timeout", "failed", 24, 27.1}, /* with its own 20 s */
+	{{.address = "127.0.0.1"}, 0, "address_refused", "refused", 4, 7.1},
+	{{.address = "169.254.169.254"}, 0, "address_refused", "refused", 4, 7.1},
+	{{.address = "::ffff:10.0.0.1"}, 0, "address_refused", "refused", 4, 7.1},
 };
 
 START_TEST(a_failure_is_told_and_tried_again)
@@ -351,11 +361,12 @@ START_TEST(a_failure_is_told_and_tried_again)
 	ck_assert_str_eq(d->error, failures[_i].error);
 	ck_assert(outcomes(failures[_i].outcome) == 1);
 	ck_assert(outcomes("delivered") == 0);
-	t.answer = (struct fake_answer){ .result = HTTPC_COMPLETE, .status = 204, .after_us = 1 };
+	t.answer = (struct fake_answer){.result = HTTPC_COMPLETE, .status = 204, .after_us = 1};
 	fake_loop_run_for(t.loop, 2 * DAY_US);
 	ck_assert_uint_eq(t.n_got, 2);
 	double waited = (double)(t.got[1].mono_us - t.got[0].mono_us) / (double)US_PER_S;
-	ck_assert_msg(waited >= failures[_i].wait_min_s && waited <= failures[_i].wait_max_s, "waited %f s", waited);
+	ck_assert_msg(waited >= failures[_i].wait_min_s && waited <= failures[_i].wait_max_s, "waited %f s",
+		waited);
 	ck_assert(d->done && d->delivered);
 }
 END_TEST
@@ -364,7 +375,8 @@ START_TEST(a_long_answer_is_an_answer)
 {
 	start("", ONE);
 	t.scripted = true;
-	t.answer = (struct fake_answer){ .result = HTTPC_CUT, .error = HTTPC_E_TOO_LARGE, .status = 200, .after_us = 1 };
+	t.answer = (struct fake_answer){
+		.result = HTTPC_CUT, .error = HTTPC_E_TOO_LARGE, .status = 200, .after_us = 1};
 	unsigned e = post(EVENT_CREATED, "app1");
 	fake_loop_run_for(t.loop, US_PER_S);
 	ck_assert(fake_outbox_delivery(t.store, e, "config:one")->delivered);
@@ -373,9 +385,10 @@ END_TEST
 
 START_TEST(private_addresses_need_to_be_allowed)
 {
-	start("insecure_http: loopback", "  - {name: a, url: \"https://a.test/\", secret_file: SECRET, allow_private: yes}\n"
-					 "  - {name: b, url: \"http://localhost:80/\", secret_file: SECRET, allow_private: yes}\n"
-					 "  - {name: c, url: \"https://c.test/\", secret_file: SECRET}\n");
+	start("insecure_http: loopback",
+		"  - {name: a, url: \"https://a.test/\", secret_file: SECRET, allow_private: yes}\n"
+		"  - {name: b, url: \"http://localhost:80/\", secret_file: SECRET, allow_private: yes}\n"
+		"  - {name: c, url: \"https://c.test/\", secret_file: SECRET}\n");
 	t.scripted = true;
 	t.answer.address = "10.1.2.3";
 	unsigned e = post(EVENT_CREATED, "app1");
@@ -415,10 +428,11 @@ END_TEST
 
 START_TEST(events_go_to_those_that_want_them)
 {
-	start("", "  - {name: all, url: \"https://all.test/\", secret_file: SECRET}\n"
-		  "  - {name: app, application: app1, url: \"https://app.test/\", secret_file: SECRET}\n"
-		  "  - {name: few, url: \"https://few.test/\", secret_file: SECRET, events: [vault.connection.token_refresh.*]}\n"
-		  "  - {name: single, url: \"https://single.test/\", secret_file: SECRET, events: [vault.connection.deleted]}\n");
+	start("",
+		"  - {name: all, url: \"https://all.test/\", secret_file: SECRET}\n"
+		"  - {name: app, application: app1, url: \"https://app.test/\", secret_file: SECRET}\n"
+		"  - {name: few, url: \"https://few.test/\", secret_file: SECRET, events: [vault.connection.token_refresh.*]}\n"
+		"  - {name: single, url: \"https://single.test/\", secret_file: SECRET, events: [vault.connection.deleted]}\n");
 	post(EVENT_CREATED, "app1");
 	post(EVENT_REFRESH_FAILED, "app2");
 	post(EVENT_PROVIDER_FAILING, "*");
@@ -428,7 +442,8 @@ START_TEST(events_go_to_those_that_want_them)
 	ck_assert_uint_eq(got_by("all.test"), 4);
 	ck_assert_uint_eq(got_by("app.test"), 2);
 	ck_assert_uint_eq(got_by("few.test"), 1);
-	ck_assert_uint_eq(got_by("single.test"), 2); /* the test event is not of its types, and for it alone */
+	ck_assert_uint_eq(
+		got_by("single.test"), 2); /* the test event is not of its types, and for it alone */
 }
 END_TEST
 
@@ -476,7 +491,8 @@ START_TEST(many_dead_receivers_leave_places_for_the_living)
 	struct buf hooks = BUF_INIT(20000);
 	ck_ok(buf_puts(&hooks, ONE));
 	for (unsigned i = 0; i < 60; i++)
-		ck_ok(buf_printf(&hooks, "  - {name: d%u, url: \"https://dead%u.test/\", secret_file: SECRET}\n", i, i));
+		ck_ok(buf_printf(&hooks,
+			"  - {name: d%u, url: \"https://dead%u.test/\", secret_file: SECRET}\n", i, i));
 	start("delivery: {max_in_flight: 64}", buf_str(&hooks));
 	buf_fini(&hooks);
 	strcpy(t.dead, "dead");
@@ -541,7 +557,7 @@ START_TEST(five_days_of_only_failures_switch_off)
 {
 	start("", ONE TWO);
 	t.scripted = true;
-	t.answer = (struct fake_answer){ .result = HTTPC_NEVER_SENT, .error = HTTPC_E_CONNECT, .after_us = 1 };
+	t.answer = (struct fake_answer){.result = HTTPC_NEVER_SENT, .error = HTTPC_E_CONNECT, .after_us = 1};
 	for (unsigned hour = 0; hour < 5 * 24 + 2; hour++) {
 		ck_assert(hour >= 5 * 24 || !fake_outbox_is_disabled(t.store, "config:one"));
 		post(EVENT_UPDATED, "app1");
@@ -715,6 +731,23 @@ START_TEST(a_full_client_gives_back_and_waits)
 	fake_loop_run_for(t.loop, 2 * US_PER_S);
 	const struct fake_delivery *d = fake_outbox_delivery(t.store, e, "config:one");
 	ck_assert(d->delivered && d->attempt == 1);
+}
+END_TEST
+
+START_TEST(what_another_daemon_is_about_to_take_is_not_asked_for_in_a_loop)
+{
+	start("", ONE);
+	unsigned e = post(EVENT_UPDATED, "app1");
+	fake_loop_run_for(t.loop, 500);
+	struct fake_delivery *d = fake_outbox_delivery(t.store, e, "config:one");
+	d->locked = true;
+	unsigned before = fake_outbox_calls(t.store)->claims;
+	fake_loop_run_for(t.loop, 20 * US_PER_S);
+	ck_assert_uint_le(fake_outbox_calls(t.store)->claims - before, 21);
+	ck_assert_uint_ge(fake_outbox_calls(t.store)->claims - before, 10);
+	d->locked = false;
+	fake_loop_run_for(t.loop, 2 * US_PER_S);
+	ck_assert(d->delivered);
 }
 END_TEST
 
@@ -892,6 +925,7 @@ Suite *unit_suite(void)
 	unit_add(c, one_record_that_is_refused_does_not_hold_the_others);
 	unit_add(c, a_claim_that_took_too_long_is_given_back_unsent);
 	unit_add(c, a_full_client_gives_back_and_waits);
+	unit_add(c, what_another_daemon_is_about_to_take_is_not_asked_for_in_a_loop);
 	unit_add(c, a_poll_finds_what_others_left);
 	unit_add(c, upkeep_runs_at_its_pace);
 	unit_add(c, the_backlog_is_counted);
