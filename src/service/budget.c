@@ -132,6 +132,10 @@ static void define_gate(struct budget *b, struct gate *g)
 		k->next = b->clients;
 		b->clients = k;
 	}
+	if (g->breaker != &k->breaker && g->canary_client) { /* the probe is another client's now; its end cannot tell this one */
+		g->breaker->canary = false;
+		g->canary_client = false;
+	}
 	g->breaker = &k->breaker;
 }
 
@@ -334,7 +338,8 @@ enum gate_change gate_done(struct gate *g, enum outcome o, int64_t retry_after_u
 	case OUTCOME_CLIENT_BROKEN:
 		return fault_seen(g->breaker, 1, CLIENT_PAUSE_US, CLIENT_PAUSE_CAP_US, now_us) ? GATE_CLIENT_OPENED : GATE_SAME;
 	case OUTCOME_RATE_LIMITED:
-		s->hold_until_us = now_us + (retry_after_us > 0 ? retry_after_us : US_PER_S);
+		/* One that asks for less does not take back what another one was told. */
+		s->hold_until_us = later(s->hold_until_us, now_us + (retry_after_us > 0 ? retry_after_us : US_PER_S));
 		return GATE_SAME;
 	case OUTCOME_TRANSIENT:
 	case OUTCOME_NEVER_SENT:
