@@ -52,6 +52,7 @@ struct poller {
 	int64_t until;
 	unsigned pages; /* left in this round */
 	bool running, whole; /* whole: the last round reached `until` */
+	bool outdated;	     /* what is on its way was asked before everything was forgotten */
 };
 
 struct scheduler {
@@ -318,6 +319,7 @@ static void add_page(struct scheduler *s, const struct store_due *v, size_t n)
 }
 
 static void next_page(struct poller *p);
+static void start_poll(struct poller *p);
 
 static void on_page(void *arg, int code, const struct store_due *v, size_t n)
 {
@@ -325,7 +327,15 @@ static void on_page(void *arg, int code, const struct store_due *v, size_t n)
 	struct scheduler *s = p->owner;
 	MAGIC_CHECK(s, MAGIC);
 	p->running = false;
-	if (code != 0 || !s->running)
+	bool outdated = p->outdated;
+	p->outdated = false;
+	if (!s->running)
+		return;
+	if (outdated) {
+		start_poll(p);
+		return;
+	}
+	if (code != 0)
 		return;
 	if (n > 0) {
 		p->at.due_at = v[n - 1].due_at;
@@ -348,22 +358,20 @@ static void next_page(struct poller *p)
 	p->running = store_poll(p->owner->store, &p->at, p->until, PAGE_ROWS, on_page, p) == 0;
 }
 
-static void start_poll(struct poller *p, int64_t until)
+static void start_poll(struct poller *p)
 {
-	if (p->running || p->owner->entries >= MAX_ENTRIES)
+	struct scheduler *s = p->owner;
+	if (p->running || s->entries >= MAX_ENTRIES || store_state(s->store) != STORE_READY)
 		return;
-	p->until = until;
+	p->until = sys_wall_us() + (p->kind == POLL_FORWARD ? s->conf->refresh.horizon_us : 0);
 	p->pages = PAGES_A_POLL;
 	next_page(p);
 }
 
 static void poll_now(struct scheduler *s)
 {
-	int64_t now = sys_wall_us();
-	if (store_state(s->store) == STORE_READY) {
-		start_poll(&s->forward, now + s->conf->refresh.horizon_us);
-		start_poll(&s->overdue, now);
-	}
+	start_poll(&s->forward);
+	start_poll(&s->overdue);
 	unpark_all_sites(s);
 	scheduler_kick(s);
 }
@@ -386,7 +394,9 @@ static void on_due_timer(void *arg)
 void scheduler_add(struct scheduler *s, const char *application_id, const char *service_id, const uint8_t id[16], int64_t due_at)
 {
 	int64_t wall = sys_wall_us();
-	if (due_at > s->forward.at.due_at && due_at > wall)
+	/* A page that is on its way may have been read before this row was written. */
+	int64_t passed = s->forward.running && s->forward.until > s->forward.at.due_at ? s->forward.until : s->forward.at.due_at;
+	if (due_at > passed && due_at > wall)
 		return; /* the forward poll will come by */
 	struct lane *l = get_lane(s, application_id, service_id);
 	if (!usable(l))
@@ -444,6 +454,8 @@ static void forget(struct scheduler *s)
 	idset_init(&s->ids);
 	s->entries = 0;
 	s->forward.at = s->overdue.at = (struct store_cursor){ .due_at = 0 };
+	s->forward.outdated = s->forward.running;
+	s->overdue.outdated = s->overdue.running;
 }
 
 void scheduler_replan(struct scheduler *s)

@@ -19,6 +19,8 @@
 #define DOUBTS_MAX 1000
 /* A provider that hands out tokens of no length must not make us turn in circles. */
 #define MIN_INTERVAL_US (2 * US_PER_S)
+#define REFUSED_WAIT_US (30 * US_PER_S)
+#define REFUSED_WAIT_CAP_US (600 * US_PER_S)
 
 /* ---------------------------------------------------------------- facts */
 
@@ -333,6 +335,18 @@ static void settle_later(const struct settle_facts *x, const struct grant_result
 	out->result.due_at = now + wait;
 }
 
+/* The client was refused, or perhaps only what it asked for this one connection: then it must not be the canary every time
+ * and keep the breaker open for the others. So it steps back behind them, for a quarter of the life that is left. */
+static void settle_refused(const struct settle_facts *x, int64_t now, struct settle_record *out)
+{
+	int64_t wait = REFUSED_WAIT_CAP_US;
+	if (x->expires_at > now && (x->expires_at - now) / 4 < wait)
+		wait = (x->expires_at - now) / 4;
+	if (wait < REFUSED_WAIT_US)
+		wait = REFUSED_WAIT_US;
+	out->result.due_at = now + wait + (int64_t)(sys_random_unit() * (double)wait / 4);
+}
+
 int settle_answer(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
 	int64_t started_at, const struct buf *raw, int64_t now, struct settle_record *out)
 {
@@ -350,7 +364,7 @@ int settle_answer(const struct settle_facts *x, const struct conf *c, const stru
 		/* Refused after an unanswered presentation: the rotation took place and its answer never came. */
 		return settle_dead(x, p, x->doubts > 0 && p->rotation != ROTATION_NONE ? REASON_ROTATION_LOST : g->reason, now, out);
 	case OUTCOME_CLIENT_BROKEN:
-		settle_later(x, g, now, out);
+		settle_refused(x, now, out);
 		return 0;
 	case OUTCOME_RATE_LIMITED:
 		if (x->expires_at == 0 || x->expires_at > now) {

@@ -289,6 +289,7 @@ struct world *world_new(uint64_t seed, const char *provider_extra, const char *r
 	buf_init(&w->log, 1024 * 1024);
 	log_set_sink(on_line, w);
 	w->conf = fake_conf(provider_extra, refresh_extra);
+	w->first_conf = conf_ref(w->conf);
 	w->rotation = conf_provider(w->conf, "sim")->rotation;
 	w->grace_us = conf_provider(w->conf, "sim")->rotation_grace_us;
 	w->expires_in = 3600;
@@ -319,6 +320,7 @@ void world_end(struct world *w)
 	fake_store_free(w->store);
 	loop_free(w->loop);
 	conf_unref(w->conf);
+	conf_unref(w->first_conf);
 	fake_journal_wipe();
 	metrics_reset();
 	log_set_sink(NULL, NULL);
