@@ -43,8 +43,8 @@ static void on_listed(void *arg, int code, const char *const *ids, size_t n)
 		t->disabled = off;
 		if (off) {
 			log_error("webhook.disabled", K_WORD("endpoint", t->name),
-				K_TEXT("hint",
-					"it answered 410 or failed for five days; nothing more is sent to it"));
+				K_TEXT("hint", "it answered 410 or failed for five days; nothing more is sent"
+					       " to it until refreshctl webhook enable"));
 			continue;
 		}
 		log_notice("webhook.enabled", K_WORD("endpoint", t->name));
