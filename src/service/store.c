@@ -198,17 +198,14 @@ static void enrol(struct store *s)
 
 static void judge_version(struct store *s, int version)
 {
-	char text[160];
+	struct fault f = { 0 };
 	if (version == SCHEMA_VERSION) {
 		enrol(s);
 		return;
 	}
-	struct fault f = { 0 };
 	(void)fault_set(&f, ST_VERSION, "the database has schema version %d, this program needs %d: %s", version, SCHEMA_VERSION,
 		version < SCHEMA_VERSION ? "run `refreshctl migrate`" : "use a newer refreshd");
-	strncpy(text, f.text, sizeof text - 1);
-	text[sizeof text - 1] = '\0';
-	set_state(s, STORE_WRONG_SCHEMA, text);
+	set_state(s, STORE_WRONG_SCHEMA, f.text);
 	loop_timer_after(s->recheck, RECHECK_US);
 }
 
