@@ -411,7 +411,8 @@ static CURLcode set_http(struct httpc_call *c, const struct httpc_call_env *env)
 	SET(CURLOPT_FOLLOWLOCATION, 0L);
 	SET(CURLOPT_HTTP_CONTENT_DECODING, 0L);
 	SET(CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_2TLS);
-	SET(CURLOPT_PIPEWAIT, 1L);
+	/* Without TLS nothing tells before the first answer whether a connection can be shared: all others would wait for it. */
+	SET(CURLOPT_PIPEWAIT, strcmp(c->url.scheme, "https") == 0 ? 1L : 0L);
 	SET(CURLOPT_USERAGENT, env->user_agent);
 	SET(CURLOPT_HTTPHEADER, c->headers);
 	SET(CURLOPT_HEADERFUNCTION, on_header);
