@@ -497,6 +497,10 @@ static int tls_start(struct sim *s, const char *cert, const char *key, const cha
 	if (SSL_CTX_load_verify_file(s->tls, ca) != 1)
 		return fault_set(f, ST_IO, "%s: cannot load the client CA", ca);
 	SSL_CTX_set_verify(s->tls, SSL_VERIFY_PEER, NULL);
+	/* Without it OpenSSL refuses every resumed session of a server that asks for certificates. */
+	static const unsigned char id[] = "simulator";
+	if (SSL_CTX_set_session_id_context(s->tls, id, sizeof(id) - 1) != 1)
+		return fault_set(f, ST_CRYPTO, "libcrypto takes no session id context");
 	s->tls_client_ca = true;
 	return 0;
 }
