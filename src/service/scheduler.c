@@ -167,12 +167,27 @@ static void unpark(struct scheduler *s, struct site_park *p, int64_t wall, int64
 	}
 }
 
-static void push(struct scheduler *s, struct lane *l, const uint8_t id[16], int64_t start, int64_t row_due)
+/* What is in memory is a row at one due time: a row that was made due sooner is another entry, and the old one will find
+ * nothing to claim. */
+static void key_of(const uint8_t id[16], int64_t row_due, uint8_t key[16])
 {
+	memcpy(key, id, 16);
+	for (int i = 0; i < 16; i++)
+		key[i] ^= (uint8_t)((uint64_t)row_due >> (8 * (i % 8)));
+}
+
+/* False: it is there already. */
+static bool push(struct scheduler *s, struct lane *l, const uint8_t id[16], int64_t start, int64_t row_due)
+{
+	uint8_t key[16];
+	key_of(id, row_due, key);
+	if (!idset_add(&s->ids, key))
+		return false;
 	struct due_entry e = { .due_us = start, .tag = row_due };
 	memcpy(e.id, id, sizeof e.id);
 	dueheap_push(&l->heap, &e);
 	s->entries++;
+	return true;
 }
 
 static bool usable(struct lane *l)
@@ -208,7 +223,9 @@ static bool take_one(struct scheduler *s, struct lane *l, int64_t mono, struct r
 	struct due_entry e;
 	ALWAYS(dueheap_pop(&l->heap, &e));
 	s->entries--;
-	(void)idset_remove(&s->ids, e.id);
+	uint8_t key[16];
+	key_of(e.id, e.tag, key);
+	(void)idset_remove(&s->ids, key);
 	if (refresh_has(s->refresh, e.id))
 		return false;
 	gate_take(l->gate, mono);
@@ -218,7 +235,7 @@ static bool take_one(struct scheduler *s, struct lane *l, int64_t mono, struct r
 	return true;
 }
 
-/* One id may be in memory twice (an import made it due sooner): only one of them goes into a batch. */
+/* One id may be in memory for two due times: only one of them goes into a batch. */
 static bool in_batch(const struct refresh_want *v, size_t n, const uint8_t id[16])
 {
 	for (size_t i = 0; i < n; i++) {
@@ -308,10 +325,10 @@ static void add_page(struct scheduler *s, const struct store_due *v, size_t n)
 	spread(s, lane, start, v, n);
 	int64_t wall = sys_wall_us(), mono = sys_mono_us();
 	for (size_t i = 0; i < n; i++) {
-		if (!usable(lane[i]) || (s->refresh != NULL && refresh_has(s->refresh, v[i].id)) || !idset_add(&s->ids, v[i].id))
+		if (!usable(lane[i]) || (s->refresh != NULL && refresh_has(s->refresh, v[i].id)))
 			continue;
-		push(s, lane[i], v[i].id, start[i], v[i].due_at);
-		place(s, lane[i], wall, mono);
+		if (push(s, lane[i], v[i].id, start[i], v[i].due_at))
+			place(s, lane[i], wall, mono);
 	}
 	mem_free(lane);
 	mem_free(start);
@@ -401,11 +418,8 @@ void scheduler_add(struct scheduler *s, const char *application_id, const char *
 	struct lane *l = get_lane(s, application_id, service_id);
 	if (!usable(l))
 		return;
-	bool added = idset_add(&s->ids, id);
-	/* There already, perhaps for a later time: what is due now gets a second entry, the stale one will find nothing. */
-	if (!added && due_at > wall + US_PER_S)
+	if (!push(s, l, id, due_at, due_at))
 		return;
-	push(s, l, id, due_at, due_at);
 	place(s, l, wall, sys_mono_us());
 	scheduler_kick(s);
 }

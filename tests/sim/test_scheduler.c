@@ -120,6 +120,41 @@ START_TEST(missing_expiry_is_refreshed_within_a_poll)
 }
 END_TEST
 
+START_TEST(row_made_due_sooner_is_found_although_it_is_in_memory)
+{
+	struct world *w = start(STRICT, "");
+	struct fake_row *r = world_add(w, "c", SECONDS(200), SECONDS(900));
+	scheduler_start(w->scheduler);
+	fake_loop_run_for(w->loop, SECONDS(11));
+	ck_assert_uint_eq(figures(w).entries, 1);
+	fake_store_import(w->store, r, "rt-c-0", sys_wall_us() + SECONDS(10), sys_wall_us() + SECONDS(30));
+	fake_loop_run_for(w->loop, SECONDS(16));
+	ck_assert_int_eq(r->refreshes, 1);
+	fake_loop_run_for(w->loop, SECONDS(300)); /* the old entry finds nothing */
+	ck_assert_uint_eq(w->sent, 1);
+	world_end(w);
+}
+END_TEST
+
+/* A provider that is down makes its rows overdue for long: they are read by every poll and must not pile up. */
+START_TEST(overdue_rows_do_not_pile_up_in_memory)
+{
+	struct world *w = start(STRICT, "");
+	struct fake_row *r[50];
+	w->mode = ANSWER_NEVER_SENT;
+	add_herd(w, r, 50, "c", "sim", SECONDS(20));
+	scheduler_start(w->scheduler);
+	for (int i = 0; i < 360; i++) {
+		fake_loop_run_for(w->loop, SECONDS(10));
+		ck_assert_uint_le(figures(w).entries, 100);
+	}
+	w->mode = ANSWER_OK;
+	fake_loop_run_for(w->loop, MINUTES(20));
+	ck_assert_int_eq(count_refreshed(r, 50), 50);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(notice_brings_a_row_at_once)
 {
 	struct world *w = start(STRICT, "");
@@ -441,7 +476,7 @@ START_TEST(one_refused_connection_does_not_let_the_others_expire)
 	w->expires_in = 600;
 	struct fake_row *bad = world_add(w, "poison", SECONDS(1), SECONDS(300)), *r[20];
 	for (int i = 0; i < 20; i++) {
-		char name[8];
+		char name[16];
 		(void)snprintf(name, sizeof name, "c%d", i);
 		r[i] = world_add(w, name, SECONDS(10 * i), SECONDS(10 * i + 120));
 	}
@@ -467,6 +502,8 @@ Suite *unit_suite(void)
 	unit_add(t, what_lies_beyond_the_horizon_takes_no_memory);
 	unit_add(t, forward_poll_does_not_look_back_and_the_overdue_poll_finds_what_came_later);
 	unit_add(t, missing_expiry_is_refreshed_within_a_poll);
+	unit_add(t, row_made_due_sooner_is_found_although_it_is_in_memory);
+	unit_add(t, overdue_rows_do_not_pile_up_in_memory);
 	unit_add(t, notice_brings_a_row_at_once);
 	unit_add(t, the_same_id_many_times_is_one_request);
 	unit_add(t, entry_that_comes_while_a_page_is_read_is_not_lost);
