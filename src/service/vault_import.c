@@ -1,0 +1,564 @@
+/*
+ * vault_import - the SQL of an import. Read the statements first; the C below sorts, seals, binds.
+ *
+ * Rows go in the order of their ids, so that two importers cannot deadlock, and what the server undoes all the same is
+ * sent again. A token version is the wall clock, and grows by one at least from row to row. Sealing happens
+ * right before the COPY, because the version is part of what is sealed. Must not log or print.
+ */
+#include "service/vault_import.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/sys.h"
+#include "model/event.h"
+#include "service/seal.h"
+#include "service/vault.h"
+
+#define SEALED_MAX ((size_t)256 * 1024)
+#define ENTITY_MAX ((size_t)32 * 1024)
+#define MAX_TRIES 4
+
+/* ---------------------------------------------------------------- statements */
+
+#define ROWS_TABLE                                                                                              \
+	"CREATE TEMP TABLE IF NOT EXISTS refreshd_import (ord integer NOT NULL, slot smallint, connection_id uuid," \
+	" application_id text, consumer_id text, unified_api text, service_id text, auth_type text,"                \
+	" token_version bigint, due_at timestamptz, issued_at timestamptz, expires_at timestamptz,"                 \
+	" refresh_issued_at timestamptz, refresh_expires_at timestamptz, access_token bytea, refresh_token bytea,"  \
+	" settings bytea, settings_public jsonb, metadata jsonb) "
+static const char SQL_ROWS_KEPT[] = ROWS_TABLE "ON COMMIT DELETE ROWS";
+/* Behind a transaction pooler the next transaction may meet another server connection. */
+static const char SQL_ROWS_DROPPED[] = ROWS_TABLE "ON COMMIT DROP";
+static const char SQL_ROWS_EMPTY[] = "TRUNCATE pg_temp.refreshd_import";
+static const char SQL_COPY[] = "COPY pg_temp.refreshd_import FROM STDIN (FORMAT binary)";
+
+static const struct pgstmt SQL_SCHEDULE = {
+	"vault_import_schedule",
+	"INSERT INTO refreshd.schedule AS s (slot, connection_id, token_version, due_at, application_id, service_id)"
+	" SELECT slot, connection_id, token_version, due_at, application_id, service_id FROM pg_temp.refreshd_import"
+	" ORDER BY slot, connection_id"
+	" ON CONFLICT (slot, connection_id) DO UPDATE SET token_version = excluded.token_version, due_at = excluded.due_at,"
+	" attempt_id = 0, doubts = 0,"
+	" lease_owner = CASE WHEN s.lease_until > now() THEN s.lease_owner END,"
+	" sent_deadline = CASE WHEN s.lease_until > now() THEN s.sent_deadline END,"
+	" lease_until = CASE WHEN s.lease_until > now() THEN s.lease_until END"
+	" WHERE s.token_version < excluded.token_version"
+	" RETURNING s.connection_id, s.xmax = 0",
+};
+/* After the schedule's locks are ours: what is read here cannot change any more. */
+static const struct pgstmt SQL_EXISTING = {
+	"vault_import_existing",
+	"SELECT c.connection_id, c.state, c.health, c.enabled, c.created_at, c.last_failed_at"
+	" FROM unnest($1::smallint[], $2::uuid[]) AS t (slot, connection_id) JOIN refreshd.connection c USING (slot, connection_id)",
+};
+static const struct pgstmt SQL_VERSIONS = {
+	"vault_import_versions",
+	"SELECT count(*), coalesce(max(s.token_version), 0)"
+	" FROM unnest($1::smallint[], $2::uuid[]) AS t (slot, connection_id) JOIN refreshd.schedule s USING (slot, connection_id)",
+};
+static const struct pgstmt SQL_WRITE = {
+	"vault_import_write",
+	"WITH a AS MATERIALIZED (SELECT i.*, r.created, r.state, r.health, r.event_type, r.event_id, r.entity_id, r.entity"
+	" FROM unnest($1::int[], $2::boolean[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::text[])"
+	" AS r (ord, created, state, health, event_type, event_id, entity_id, entity) JOIN pg_temp.refreshd_import i USING (ord)),"
+	" n AS (INSERT INTO refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id,"
+	" auth_type, state, health, created_at, updated_at, metadata, settings_public, settings)"
+	" SELECT slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state, health, $9, $9,"
+	" coalesce(metadata, '{}'), coalesce(settings_public, '{}'), settings FROM a WHERE created),"
+	" u AS (UPDATE refreshd.connection c SET auth_type = a.auth_type, state = a.state, health = a.health, reason = 'none',"
+	" failures = 0, first_failed_at = NULL, updated_at = $9, metadata = coalesce(a.metadata, c.metadata),"
+	" settings_public = coalesce(a.settings_public, c.settings_public), settings = coalesce(a.settings, c.settings)"
+	" FROM a WHERE NOT a.created AND c.slot = a.slot AND c.connection_id = a.connection_id),"
+	" k AS (INSERT INTO refreshd.credential (slot, connection_id, token_version, issued_at, expires_at, refresh_issued_at,"
+	" refresh_expires_at, access_token, refresh_token)"
+	" SELECT slot, connection_id, token_version, issued_at, expires_at, refresh_issued_at, refresh_expires_at, access_token,"
+	" refresh_token FROM a"
+	" ON CONFLICT (slot, connection_id) DO UPDATE SET token_version = excluded.token_version, issued_at = excluded.issued_at,"
+	" expires_at = excluded.expires_at, refresh_issued_at = excluded.refresh_issued_at,"
+	" refresh_expires_at = excluded.refresh_expires_at, access_token = excluded.access_token,"
+	" refresh_token = excluded.refresh_token, previous_refresh_token = NULL)"
+	" INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity,"
+	" occurred_at) SELECT event_id, application_id, connection_id, event_type, entity_id, 'Connection', entity, $9"
+	" FROM a WHERE event_type IS NOT NULL",
+};
+
+/* ---------------------------------------------------------------- rows */
+
+struct row {
+	uint8_t id[16];
+	size_t item; /* in the caller's array */
+	int64_t version;
+	bool done, applied, created, due_now;
+	bool enabled;
+	enum conn_state state; /* before the import */
+	enum conn_health health;
+	int64_t created_at, last_failed_at;
+	struct conn_change to;
+};
+
+struct vault_importer {
+	struct pgsync *pg;
+	const struct conf *conf; /* borrowed */
+	bool in_transaction, has_table;
+	int64_t last_version;
+	struct buf sealed[3]; /* access token, refresh token, settings */
+	struct buf shown;
+	struct buf entity;
+	struct row *rows;
+	size_t n, cap;
+	const struct vault_item *items; /* of the present chunk */
+	int64_t now;
+};
+
+struct vault_importer *vault_importer_new(struct pgsync *pg, const struct conf *c, bool in_transaction)
+{
+	struct vault_importer *m = mem_alloc(sizeof(*m));
+	*m = (struct vault_importer){ .pg = pg, .conf = c, .in_transaction = in_transaction };
+	for (int i = 0; i < 3; i++)
+		buf_init(&m->sealed[i], SEALED_MAX);
+	buf_init(&m->shown, SEALED_MAX);
+	buf_init(&m->entity, ENTITY_MAX);
+	return m;
+}
+
+void vault_importer_free(struct vault_importer *m)
+{
+	if (m == NULL)
+		return;
+	for (int i = 0; i < 3; i++)
+		buf_fini(&m->sealed[i]);
+	buf_fini(&m->shown);
+	buf_fini(&m->entity);
+	mem_free(m->rows);
+	mem_free(m);
+}
+
+int64_t vault_importer_version(const struct vault_importer *m)
+{
+	return m->last_version;
+}
+
+static int row_order(const void *a, const void *b)
+{
+	const struct row *x = a, *y = b;
+	int by_id = memcmp(x->id, y->id, sizeof(x->id));
+	if (by_id != 0)
+		return by_id;
+	return x->item < y->item ? -1 : x->item > y->item;
+}
+
+static struct row *find_row(struct vault_importer *m, const uint8_t id[16])
+{
+	size_t low = 0, high = m->n;
+	while (low < high) {
+		size_t mid = low + (high - low) / 2;
+		int by_id = memcmp(m->rows[mid].id, id, 16);
+		if (by_id == 0)
+			return &m->rows[mid];
+		if (by_id < 0)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return NULL;
+}
+
+/* Sorted by id, of each id the last one that came. */
+static void gather(struct vault_importer *m, const struct vault_item *v, size_t n, uint64_t *duplicates)
+{
+	if (m->cap < n) {
+		m->rows = mem_realloc(m->rows, n, sizeof(*m->rows));
+		m->cap = n;
+	}
+	m->items = v;
+	for (size_t i = 0; i < n; i++) {
+		const struct conn_key key = { v[i].import->application_id, v[i].import->consumer_id, v[i].import->unified_api,
+			v[i].import->service_id };
+		m->rows[i] = (struct row){ .item = i };
+		conn_id_of(&key, m->rows[i].id);
+	}
+	if (n > 1)
+		qsort(m->rows, n, sizeof(*m->rows), row_order);
+	m->n = 0;
+	for (size_t i = 0; i < n; i++) {
+		if (i + 1 < n && memcmp(m->rows[i].id, m->rows[i + 1].id, 16) == 0)
+			++*duplicates;
+		else
+			m->rows[m->n++] = m->rows[i];
+	}
+}
+
+/* ---------------------------------------------------------------- sealing and COPY */
+
+static int seal_into(struct vault_importer *m, enum seal_column col, const struct row *r, int64_t version, const struct buf *plain,
+	struct buf *out)
+{
+	buf_reset(out);
+	if (plain->len == 0)
+		return 0;
+	return seal_column(m->conf->keyring, col, r->id, version, plain->data, plain->len, out);
+}
+
+static int seal_row(struct vault_importer *m, const struct row *r)
+{
+	const struct vault_item *x = &m->items[r->item];
+	int rc = seal_into(m, SEAL_ACCESS_TOKEN, r, r->version, &x->import->access_token, &m->sealed[0]);
+	if (rc == 0)
+		rc = seal_into(m, SEAL_REFRESH_TOKEN, r, r->version, &x->import->refresh_token, &m->sealed[1]);
+	buf_reset(&m->sealed[2]);
+	buf_reset(&m->shown);
+	if (rc == 0 && x->import->has_settings)
+		rc = seal_into(m, SEAL_SETTINGS, r, 0, &x->import->settings, &m->sealed[2]);
+	if (rc == 0 && x->import->has_settings)
+		rc = import_mask_settings(buf_str(&x->import->settings), x->import->settings.len, x->provider, &m->shown);
+	return rc;
+}
+
+static struct pgargs *bind_row(struct vault_importer *m, struct row *r)
+{
+	const struct vault_item *x = &m->items[r->item];
+	const struct policy_margin margin = { .margin_us = m->conf->refresh.margin_us, .fraction = m->conf->refresh.margin_fraction };
+	struct import_times t;
+	import_plan(x->import, x->provider, &margin, m->now, sys_random_unit(), &t);
+	r->due_now = t.due_now;
+	struct pgargs *a = pgargs_new();
+	pgargs_i32(a, (int32_t)(r - m->rows));
+	vault_add_id(a, r->id);
+	pgargs_text(a, x->import->application_id);
+	pgargs_text(a, x->import->consumer_id);
+	pgargs_text(a, x->import->unified_api);
+	pgargs_text(a, x->import->service_id);
+	pgargs_text(a, auth_type_word(x->provider->auth_type));
+	pgargs_i64(a, r->version);
+	pgargs_time(a, t.due_at);
+	vault_add_time(a, t.issued_at);
+	vault_add_time(a, t.expires_at);
+	vault_add_time(a, t.refresh_issued_at);
+	vault_add_time(a, t.refresh_expires_at);
+	for (int i = 0; i < 3; i++)
+		vault_add_sealed(a, &m->sealed[i]);
+	pgargs_jsonb(a, m->shown.len > 0 ? buf_str(&m->shown) : NULL);
+	pgargs_jsonb(a, x->import->has_metadata ? buf_str(&x->import->metadata) : NULL);
+	return a;
+}
+
+static int copy_rows(struct vault_importer *m, struct fault *f)
+{
+	int rc = pgsync_copy_begin(m->pg, SQL_COPY, f);
+	if (rc != 0)
+		return rc;
+	for (size_t i = 0; rc == 0 && i < m->n; i++) {
+		struct row *r = &m->rows[i];
+		if (r->done)
+			continue;
+		r->version = m->now > m->last_version ? m->now : m->last_version + 1;
+		m->last_version = r->version;
+		rc = seal_row(m, r);
+		if (rc != 0) {
+			/* The rows before it are dropped with the transaction. */
+			struct fault ignored;
+			(void)!pgsync_copy_end(m->pg, &ignored);
+			return fault_set(f, rc, "sealing: %s", status_text(rc));
+		}
+		rc = pgsync_copy_row(m->pg, bind_row(m, r), f);
+	}
+	return rc == 0 ? pgsync_copy_end(m->pg, f) : rc;
+}
+
+/* ---------------------------------------------------------------- the transaction */
+
+static int write_schedule(struct vault_importer *m, struct fault *f)
+{
+	struct pgresult r;
+	int rc = pgsync_query(m->pg, &SQL_SCHEDULE, NULL, &r, NULL, f);
+	if (rc != 0)
+		return rc;
+	for (int i = 0; i < pgresult_rows(&r); i++) {
+		struct row *row = find_row(m, pgresult_uuid(&r, i, 0));
+		ALWAYS(row != NULL);
+		row->applied = true;
+		row->created = pgresult_bool(&r, i, 1);
+		row->state = CONN_AVAILABLE;
+		row->health = HEALTH_OK;
+		row->enabled = true;
+		row->created_at = m->now;
+		row->last_failed_at = 0;
+	}
+	pgsync_clear(&r);
+	return 0;
+}
+
+typedef bool pick_fn(const struct row *r);
+
+static bool is_update(const struct row *r)
+{
+	return !r->done && r->applied && !r->created;
+}
+
+static bool is_refused(const struct row *r)
+{
+	return !r->done && !r->applied;
+}
+
+static bool is_any(const struct row *r)
+{
+	(void)r;
+	return true;
+}
+
+static struct pgargs *bind_ids(struct vault_importer *m, pick_fn *pick, size_t *picked)
+{
+	struct pgargs *a = pgargs_new();
+	*picked = 0;
+	pgargs_array(a, PGT_I16);
+	for (size_t i = 0; i < m->n; i++)
+		if (pick(&m->rows[i]))
+			pgargs_i16(a, conn_slot_of(m->rows[i].id));
+	pgargs_array_end(a);
+	pgargs_array(a, PGT_UUID);
+	for (size_t i = 0; i < m->n; i++) {
+		if (pick(&m->rows[i])) {
+			pgargs_uuid(a, m->rows[i].id);
+			++*picked;
+		}
+	}
+	pgargs_array_end(a);
+	return a;
+}
+
+static int read_existing(struct vault_importer *m, struct fault *f)
+{
+	size_t picked;
+	struct pgargs *a = bind_ids(m, is_update, &picked);
+	struct pgresult r;
+	if (picked == 0) {
+		pgargs_free(a);
+		return 0;
+	}
+	int rc = pgsync_query(m->pg, &SQL_EXISTING, a, &r, NULL, f);
+	if (rc != 0)
+		return rc;
+	for (int i = 0; i < pgresult_rows(&r); i++) {
+		struct row *row = find_row(m, pgresult_uuid(&r, i, 0));
+		ALWAYS(row != NULL);
+		/* Words of a newer program: treated as well, which tells nothing. */
+		if (conn_state_parse(pgresult_text(&r, i, 1, NULL), &row->state) != 0)
+			row->state = CONN_CALLABLE;
+		if (conn_health_parse(pgresult_text(&r, i, 2, NULL), &row->health) != 0)
+			row->health = HEALTH_OK;
+		row->enabled = pgresult_bool(&r, i, 3);
+		row->created_at = pgresult_time(&r, i, 4);
+		row->last_failed_at = vault_time(&r, i, 5);
+	}
+	pgsync_clear(&r);
+	return 0;
+}
+
+static void decide(struct row *r)
+{
+	r->to = connection_apply(r->state, r->health, CE_IMPORTED);
+	if (r->created)
+		r->to.event = EVENT_CREATED;
+}
+
+/* One array parameter: the rest runs for each row that was taken, as `r`. */
+#define COLUMN(type_, ...)                                     \
+	do {                                                   \
+		pgargs_array(a, (type_));                      \
+		for (size_t i = 0; i < m->n; i++) {            \
+			const struct row *r = &m->rows[i];     \
+			if (r->done || !r->applied)            \
+				continue;                      \
+			__VA_ARGS__;                           \
+		}                                              \
+		pgargs_array_end(a);                           \
+	} while (0)
+
+static int build_entity(struct vault_importer *m, const struct row *r)
+{
+	const struct vault_item *x = &m->items[r->item];
+	const struct event_entity e = {
+		.application_id = x->import->application_id,
+		.consumer_id = x->import->consumer_id,
+		.unified_api = x->import->unified_api,
+		.service_id = x->import->service_id,
+		.name = x->provider->name != NULL ? x->provider->name : x->import->service_id,
+		.website = x->provider->website,
+		.auth_type = auth_type_word(x->provider->auth_type),
+		.state = conn_state_word(r->to.state),
+		.health = conn_health_word(r->to.health),
+		.enabled = r->enabled,
+		.created_at = r->created_at,
+		.updated_at = m->now,
+		.last_refresh_failed_at = r->last_failed_at,
+	};
+	buf_reset(&m->entity);
+	return event_entity_build(&e, &m->entity);
+}
+
+static void add_event_id(struct pgargs *a, const struct row *r)
+{
+	uint8_t id[16];
+	if (r->to.event == EVENT_NONE) {
+		pgargs_null(a, PGT_UUID);
+		return;
+	}
+	sys_uuid4(id);
+	pgargs_uuid(a, id);
+}
+
+static void add_entity_id(struct pgargs *a, struct vault_importer *m, const struct row *r)
+{
+	const struct import *x = m->items[r->item].import;
+	buf_reset(&m->entity);
+	/* Two ids of at most 200 bytes each. */
+	ALWAYS(buf_printf(&m->entity, "%s+%s", x->application_id, x->consumer_id) == 0);
+	pgargs_textn(a, buf_str(&m->entity), m->entity.len);
+}
+
+static int write_rest(struct vault_importer *m, struct fault *f)
+{
+	int rc = 0;
+	struct pgargs *a = pgargs_new();
+	struct pgresult res;
+	COLUMN(PGT_I32, pgargs_i32(a, (int32_t)i));
+	COLUMN(PGT_BOOL, pgargs_bool(a, r->created));
+	COLUMN(PGT_TEXT, pgargs_text(a, conn_state_word(r->to.state)));
+	COLUMN(PGT_TEXT, pgargs_text(a, conn_health_word(r->to.health)));
+	COLUMN(PGT_TEXT, pgargs_text(a, r->to.event == EVENT_NONE ? NULL : event_type_word(r->to.event)));
+	COLUMN(PGT_UUID, add_event_id(a, r));
+	COLUMN(PGT_TEXT, add_entity_id(a, m, r));
+	COLUMN(PGT_TEXT, {
+		if (rc == 0)
+			rc = build_entity(m, r);
+		pgargs_textn(a, buf_str(&m->entity), m->entity.len);
+	});
+	pgargs_time(a, m->now);
+	if (rc != 0) {
+		pgargs_free(a);
+		return fault_set(f, rc, "building an event: %s", status_text(rc));
+	}
+	rc = pgsync_query(m->pg, &SQL_WRITE, a, &res, NULL, f);
+	if (rc == 0)
+		pgsync_clear(&res);
+	return rc;
+}
+
+static int begin(struct vault_importer *m, struct fault *f)
+{
+	bool pooled = m->conf->database.pooler_transaction;
+	int rc = m->in_transaction ? 0 : pgsync_exec(m->pg, "BEGIN", f);
+	if (rc == 0 && (!m->has_table || (pooled && !m->in_transaction)))
+		rc = pgsync_exec(m->pg, pooled ? SQL_ROWS_DROPPED : SQL_ROWS_KEPT, f);
+	/* Committing empties the table; inside a longer transaction it has to be said. */
+	if (rc == 0 && m->has_table && m->in_transaction)
+		rc = pgsync_exec(m->pg, SQL_ROWS_EMPTY, f);
+	return rc;
+}
+
+static int run_statements(struct vault_importer *m, struct fault *f)
+{
+	int rc = copy_rows(m, f);
+	if (rc == 0)
+		rc = write_schedule(m, f);
+	if (rc == 0)
+		rc = read_existing(m, f);
+	for (size_t i = 0; rc == 0 && i < m->n; i++)
+		if (!m->rows[i].done && m->rows[i].applied)
+			decide(&m->rows[i]);
+	return rc == 0 ? write_rest(m, f) : rc;
+}
+
+static int one_try(struct vault_importer *m, struct fault *f)
+{
+	m->now = sys_wall_us();
+	for (size_t i = 0; i < m->n; i++)
+		if (!m->rows[i].done)
+			m->rows[i].applied = false;
+	int rc = begin(m, f);
+	if (rc == 0)
+		rc = run_statements(m, f);
+	if (rc == 0 && !m->in_transaction)
+		rc = pgsync_exec(m->pg, "COMMIT", f);
+	if (rc == 0)
+		m->has_table = true;
+	if (rc != 0 && !m->in_transaction) {
+		struct fault ignored;
+		(void)!pgsync_exec(m->pg, "ROLLBACK", &ignored);
+	}
+	return rc;
+}
+
+/* What was applied is done. For what was refused: the version that has to be exceeded. */
+static int settle_try(struct vault_importer *m, struct vault_import_counts *counts, size_t *left, struct fault *f)
+{
+	struct pgresult r;
+	for (size_t i = 0; i < m->n; i++) {
+		struct row *x = &m->rows[i];
+		if (x->done || !x->applied)
+			continue;
+		x->done = true;
+		counts->created += x->created;
+		counts->updated += !x->created;
+		counts->due_now += x->due_now;
+	}
+	struct pgargs *a = bind_ids(m, is_refused, left);
+	if (*left == 0) {
+		pgargs_free(a);
+		return 0;
+	}
+	int rc = pgsync_query(m->pg, &SQL_VERSIONS, a, &r, NULL, f);
+	if (rc != 0)
+		return rc;
+	int64_t newest = pgresult_int(&r, 0, 1);
+	if (newest > m->last_version && newest < INT64_MAX / 2)
+		m->last_version = newest;
+	pgsync_clear(&r);
+	return 0;
+}
+
+int vault_import_chunk(struct vault_importer *m, const struct vault_item *v, size_t n, struct vault_import_counts *counts, struct fault *f)
+{
+	size_t left = 0;
+	if (n == 0)
+		return 0;
+	gather(m, v, n, &counts->duplicates);
+	left = m->n;
+	for (int i = 0; left > 0 && i < MAX_TRIES; i++) {
+		int rc = one_try(m, f);
+		if (rc == ST_AGAIN && !m->in_transaction && i + 1 < MAX_TRIES)
+			continue;
+		if (rc == 0)
+			rc = settle_try(m, counts, &left, f);
+		if (rc != 0)
+			return rc;
+	}
+	counts->refused += left;
+	return 0;
+}
+
+int vault_import_preview(struct vault_importer *m, const struct vault_item *v, size_t n, struct vault_import_counts *counts, struct fault *f)
+{
+	const struct policy_margin margin = { .margin_us = m->conf->refresh.margin_us, .fraction = m->conf->refresh.margin_fraction };
+	size_t picked;
+	struct pgresult r;
+	if (n == 0)
+		return 0;
+	gather(m, v, n, &counts->duplicates);
+	int rc = pgsync_query(m->pg, &SQL_VERSIONS, bind_ids(m, is_any, &picked), &r, NULL, f);
+	if (rc != 0)
+		return rc;
+	uint64_t there = (uint64_t)pgresult_int(&r, 0, 0);
+	pgsync_clear(&r);
+	counts->updated += there;
+	counts->created += m->n - there;
+	m->now = sys_wall_us();
+	for (size_t i = 0; i < m->n; i++) {
+		struct import_times t;
+		import_plan(v[m->rows[i].item].import, v[m->rows[i].item].provider, &margin, m->now, 0.0, &t);
+		counts->due_now += t.due_now;
+	}
+	return 0;
+}
