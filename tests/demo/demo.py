@@ -384,6 +384,7 @@ def on_signal(signo, frame):
 
 
 def main():
+	signal.signal(signal.SIGINT, on_signal)
 	signal.signal(signal.SIGTERM, on_signal)
 	signal.signal(signal.SIGHUP, on_signal)
 	show = Show()
