@@ -454,7 +454,8 @@ static bool lease_suffices(const struct attempt *a)
 static void begin_attempt(struct attempt *a, const struct store_claimed *c)
 {
 	struct fault f = { 0 };
-	if (!c->current || a->owner->draining || !journal_writable(a->owner->journal)) {
+	struct refresh *r = a->owner;
+	if (!c->current || r->draining || !journal_writable(r->journal) || !store_writable(r->store)) {
 		attempt_release(a, 0);
 		return;
 	}

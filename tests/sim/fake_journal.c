@@ -40,7 +40,7 @@ static struct {
 	uint64_t last_seq;
 	int64_t delay_us;
 	int append_code, sync_code;
-	unsigned appended, syncs;
+	unsigned appended, syncs, done_since; /* done since the last time that records were thrown away */
 	bool in_use;
 } disk;
 
@@ -75,8 +75,17 @@ static bool is_lost(const struct record *r)
 	return !r->durable || r->done;
 }
 
+static bool is_done(const struct record *r)
+{
+	return r->done;
+}
+
 static struct record *record_add(const void *p, size_t n)
 {
+	if (disk.done_since > 64) {
+		drop_if(is_done);
+		disk.done_since = 0;
+	}
 	struct record *r = mem_alloc(sizeof *r);
 	r->seq = ++disk.last_seq;
 	r->p = mem_alloc(n + 1);
@@ -267,6 +276,7 @@ void journal_done(struct journal *j, uint64_t seq)
 		r = r->next;
 	ALWAYS(r != NULL && r->durable);
 	r->done = true;
+	disk.done_since++;
 }
 
 bool journal_writable(const struct journal *j)

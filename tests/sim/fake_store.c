@@ -227,6 +227,7 @@ void fake_store_set_delay(struct store *s, int64_t us)
 void fake_store_import(struct store *s, struct fake_row *r, const char *token, int64_t due_at, int64_t expires_at)
 {
 	r->version = sys_wall_us() > r->version ? sys_wall_us() : r->version + 1;
+	r->imports++;
 	r->attempt = 0; /* the lease stays: a request may be out */
 	r->due_at = due_at;
 	r->issued_at = sys_wall_us();

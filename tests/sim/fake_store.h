@@ -28,7 +28,7 @@ struct fake_row {
 	bool enabled, current;
 	uint8_t access[2048], refresh[2048], previous[2048]; /* sealed */
 	size_t access_len, refresh_len, previous_len;
-	int refreshes, orphans, raws;
+	int refreshes, imports, orphans, raws;
 	enum event_type events[16];
 	unsigned n_events;
 };

@@ -197,6 +197,14 @@ START_TEST(nothing_is_claimed_while_the_database_cannot_be_written)
 	ck_assert_uint_eq(refresh_room(w->refresh), 0);
 	fake_store_set_writable(w->store, true);
 	ck_assert_uint_eq(refresh_room(w->refresh), 256);
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(300));
+	ck_assert(world_claim(w, r));
+	fake_store_set_writable(w->store, false); /* between claim and send */
+	fake_loop_run_for(w->loop, SECONDS(20));
+	ck_assert_uint_eq(w->sent, 0);
+	fake_store_set_writable(w->store, true);
+	world_wait_gone(w, r);
+	ck_assert_int_eq(r->owner, 0);
 	world_end(w);
 }
 END_TEST
@@ -702,7 +710,7 @@ START_TEST(broken_client_marks_nobody_and_opens_its_breaker_once)
 {
 	struct world *w = start(STRICT);
 	struct fake_row *r[4];
-	char name[4][8];
+	char name[4][16];
 	for (int i = 0; i < 4; i++) {
 		(void)snprintf(name[i], sizeof name[i], "c%d", i);
 		r[i] = world_add(w, name[i], 0, SECONDS(3600));
@@ -786,7 +794,7 @@ START_TEST(provider_breaker_marks_only_those_that_failed)
 {
 	struct world *w = start(STRICT);
 	struct fake_row *r[8];
-	char name[8];
+	char name[16];
 	for (int i = 0; i < 8; i++) {
 		(void)snprintf(name, sizeof name, "c%d", i);
 		r[i] = world_add(w, name, 0, SECONDS(3600));
