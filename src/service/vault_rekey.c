@@ -16,6 +16,7 @@
 #define BATCH 200
 #define SEALED_MAX ((size_t)4 * 1024 * 1024)
 #define MAX_COLUMNS 4
+#define MAX_UNDONE 10
 
 /* ---------------------------------------------------------------- statements */
 
@@ -253,12 +254,15 @@ static int one_target(struct run *x, const struct target *t, vault_rekey_fn *fn,
 	struct cursor at = { .slot = -1, .attempt_id = INT64_MIN };
 	bool last = false;
 	int rc = 0;
-	while (rc == 0 && !last) {
+	for (int undone = 0; rc == 0 && !last;) {
+		struct vault_rekey_counts before = *x->counts;
 		rc = one_batch(x, t, &at, &last, f);
-		if (rc == ST_AGAIN) {
-			rc = 0; /* the server undid the batch: the same one once more */
+		if (rc == ST_AGAIN && ++undone < MAX_UNDONE) {
+			*x->counts = before; /* the server undid the batch: the same one once more */
+			rc = 0;
 			continue;
 		}
+		undone = 0;
 		if (rc == 0)
 			rc = fn(arg, x->counts);
 	}
