@@ -19,7 +19,6 @@
 #define DOUBTS_MAX 1000
 /* A provider that hands out tokens of no length must not make us turn in circles. */
 #define MIN_INTERVAL_US (2 * US_PER_S)
-#define REFUSED_WAIT_US (30 * US_PER_S)
 #define REFUSED_WAIT_CAP_US (600 * US_PER_S)
 
 /* ---------------------------------------------------------------- facts */
@@ -336,14 +335,15 @@ static void settle_later(const struct settle_facts *x, const struct grant_result
 }
 
 /* The client was refused, or perhaps only what it asked for this one connection: then it must not be the canary every time
- * and keep the breaker open for the others. So it steps back behind them, for a quarter of the life that is left. */
+ * and keep the breaker open for the others. So it steps back behind them, for a quarter of the life that is left: never
+ * so far that it would expire although the client was mended in time. */
 static void settle_refused(const struct settle_facts *x, int64_t now, struct settle_record *out)
 {
 	int64_t wait = REFUSED_WAIT_CAP_US;
 	if (x->expires_at > now && (x->expires_at - now) / 4 < wait)
 		wait = (x->expires_at - now) / 4;
-	if (wait < REFUSED_WAIT_US)
-		wait = REFUSED_WAIT_US;
+	if (wait < MIN_INTERVAL_US)
+		wait = MIN_INTERVAL_US;
 	out->result.due_at = now + wait + (int64_t)(sys_random_unit() * (double)wait / 4);
 }
 

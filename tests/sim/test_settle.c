@@ -232,6 +232,10 @@ START_TEST(refused_client_touches_nothing_and_comes_back_before_expiry)
 	ck_assert_int_eq(r->event, EVENT_NONE);
 	ck_assert_int_ge(r->due_at, sys_wall_us() + SECONDS(150));
 	ck_assert_int_le(r->due_at, sys_wall_us() + SECONDS(188));
+	t.x.expires_at = sys_wall_us() + SECONDS(12); /* a short life, or a late refusal */
+	r = answer(&t, OUTCOME_CLIENT_BROKEN, REASON_CLIENT_REFUSED);
+	ck_assert_int_ge(r->due_at, sys_wall_us() + SECONDS(3));
+	ck_assert_int_lt(r->due_at, sys_wall_us() + SECONDS(4));
 	t.x.expires_at = sys_wall_us() - 1;
 	r = answer(&t, OUTCOME_CLIENT_BROKEN, REASON_CLIENT_REFUSED);
 	ck_assert_int_ge(r->due_at, sys_wall_us() + MINUTES(10));
