@@ -50,7 +50,9 @@ static int add_bytes(struct buf *b, const void *p, size_t n)
 
 static int encode_plain(const struct reply *r, struct buf *plain)
 {
-	int e = add64(plain, r->complete ? 1 : 0);
+	int e = add64(plain, r->token_version); /* its clear copy is not under the seal */
+	if (e == 0)
+		e = add64(plain, r->complete ? 1 : 0);
 	if (e == 0)
 		e = add64(plain, r->status);
 	if (e == 0)
@@ -135,9 +137,11 @@ int reply_peek(const void *p, size_t n, uint8_t id[16], int64_t *attempt_id, int
 	return 0;
 }
 
-static int decode_plain(const struct buf *plain, struct reply *out)
+static int decode_plain(const struct buf *plain, int64_t version, struct reply *out)
 {
 	struct cursor c = { .p = plain->data, .left = plain->len };
+	if (take64(&c) != version)
+		return ST_CRYPTO;
 	bool complete = take64(&c) == 1;
 	int status = (int)take64(&c);
 	int64_t start = take64(&c), end = take64(&c);
@@ -171,7 +175,7 @@ int reply_decode(const void *p, size_t n, struct keyring *k, struct reply *out)
 	buf_init_secret(&plain, REPLY_BODY_MAX + 1024);
 	e = seal_open(k, SEAL_JOURNAL, id, attempt, (const uint8_t *)p + CLEAR_BYTES, n - CLEAR_BYTES, &plain);
 	if (e == 0)
-		e = decode_plain(&plain, out);
+		e = decode_plain(&plain, version, out);
 	buf_fini(&plain);
 	if (e != 0)
 		return e;

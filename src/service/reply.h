@@ -1,8 +1,9 @@
 /*
  * reply - one provider's answer as a journal record: written before it is parsed, read back after a crash.
  *
- * Form: 0x01 | connection id (16) | attempt id (8) | token version (8) | sealed part. The clear part is
- * the associated data of the sealed one (seal: journal.reply), whose plain form is status, flags, times, content type, retry-after, body.
+ * Form: 0x01 | connection id (16) | attempt id (8) | token version (8) | sealed part. Connection and attempt are the
+ * associated data of the sealed part (seal: journal.reply), whose plain form is the token version again, flags, status, times,
+ * content type, retry-after, body: nothing in the clear can be changed unnoticed.
  */
 #ifndef REFRESHD_SERVICE_REPLY_H
 #define REFRESHD_SERVICE_REPLY_H
