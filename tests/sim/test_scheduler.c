@@ -194,6 +194,22 @@ START_TEST(the_same_id_many_times_is_one_request)
 }
 END_TEST
 
+START_TEST(two_entries_of_one_id_in_one_batch_are_one_request)
+{
+	struct world *w = start(STRICT, "");
+	struct fake_row *r = world_add(w, "c", -SECONDS(2), SECONDS(600));
+	scheduler_start(w->scheduler);
+	scheduler_add(w->scheduler, "app", "sim", r->id, r->due_at);
+	scheduler_add(w->scheduler, "app", "sim", r->id, r->due_at + US_PER_S);
+	ck_assert_uint_eq(figures(w).due, 2);
+	fake_loop_run_for(w->loop, SECONDS(10));
+	ck_assert_uint_eq(w->sent, 1);
+	ck_assert_int_eq(r->refreshes, 1);
+	ck_assert_uint_eq(gate_in_flight(budget_gate(w->budget, "app", "sim")), 0);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(entry_that_comes_while_a_page_is_read_is_not_lost)
 {
 	struct world *w = start(STRICT, "horizon: 1m");
@@ -506,6 +522,7 @@ Suite *unit_suite(void)
 	unit_add(t, overdue_rows_do_not_pile_up_in_memory);
 	unit_add(t, notice_brings_a_row_at_once);
 	unit_add(t, the_same_id_many_times_is_one_request);
+	unit_add(t, two_entries_of_one_id_in_one_batch_are_one_request);
 	unit_add(t, entry_that_comes_while_a_page_is_read_is_not_lost);
 	unit_add(t, replan_while_a_page_is_read_loads_everything_again);
 	unit_add(t, clock_that_jumps_forward_makes_due_at_once);
