@@ -61,6 +61,18 @@ static enum mode any_mode(struct world *w, struct family *f, bool other)
 	}
 }
 
+/* Half of the deaths come while answers wait for the database. */
+static void die(struct world *w)
+{
+	if (sys_random_below(2) == 0) {
+		fake_store_fail_persist(w->store, 1000, PG_CLASS_RETRY, false);
+		fake_loop_run_for(w->loop, (int64_t)sys_random_below(5 * US_PER_S));
+	}
+	world_kill(w, false);
+	fake_store_fail_persist(w->store, 0, PG_CLASS_OK, false);
+	world_replay(w);
+}
+
 static void act(struct world *w, struct fake_row **r)
 {
 	if (plan.outages && sys_random_below(120) == 0) {
@@ -80,8 +92,8 @@ static void act(struct world *w, struct fake_row **r)
 			fake_store_set_writable(w->store, true);
 		}
 	}
-	if (plan.deaths && sys_random_below(300) == 0)
-		world_kill(w, true);
+	if (plan.deaths && sys_random_below(100) == 0)
+		die(w);
 	if (plan.imports && sys_random_below(60) == 0) {
 		struct fake_row *x = r[sys_random_below(ROWS)];
 		struct family *f = world_family(w, x->consumer);
@@ -162,7 +174,7 @@ static unsigned run(struct plan p, const char *rotation, int hours, uint64_t oth
 		ck_assert_int_ge(r[i]->health == HEALTH_OK ? r[i]->expires_at : INT64_MAX, sys_wall_us());
 	check_rest(w, r);
 	unsigned lost = check_rows(w, r, seed);
-	(void)printf("# %u requests, %u marked, %u replays\n", w->sent, lost, w->replays);
+	(void)printf("# %u requests, %u marked, %u starts, %u replies replayed\n", w->sent, lost, w->replays, w->all_replayed);
 	world_end(w);
 	return lost;
 }

@@ -356,6 +356,7 @@ static void on_replayed(void *arg, uint64_t n)
 	struct world *w = arg;
 	w->replays++;
 	w->replayed = n;
+	w->all_replayed += (unsigned)n;
 	ck_ok(store_recover(w->store, on_recovered, w));
 }
 

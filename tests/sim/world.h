@@ -75,7 +75,8 @@ struct world {
 	struct buf log; /* every line from notice up; SIM_LOG in the environment shows all */
 	/* what refresh told */
 	unsigned done, claimed, refreshed, outbox, gates, replays;
-	uint64_t replayed;
+	uint64_t replayed; /* at the last start */
+	unsigned all_replayed;
 	struct refresh_done last;
 	bool drained;
 	unsigned drains;
