@@ -53,6 +53,8 @@ static const struct ctl_command commands[] = {
 
 /* ---------------------------------------------------------------- complaints */
 
+static void complain(const char *fmt, va_list ap) PRINTF_LIKE(1, 0);
+
 static void complain(const char *fmt, va_list ap)
 {
 	char text[1024];
@@ -315,7 +317,9 @@ static void harden(void)
 {
 	const struct rlimit none = { 0, 0 };
 	(void)setrlimit(RLIMIT_CORE, &none);
+#ifndef WITH_SANITIZERS /* the leak checker attaches to its own process */
 	(void)prctl(PR_SET_DUMPABLE, 0);
+#endif
 }
 
 /* Options before the command. CTL_OK with *at on the command, -1 when all is done, or a status. */

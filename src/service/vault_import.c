@@ -58,11 +58,12 @@ static const struct pgstmt SQL_VERSIONS = {
 	"SELECT count(*), coalesce(max(s.token_version), 0)"
 	" FROM unnest($1::smallint[], $2::uuid[]) AS t (slot, connection_id) JOIN refreshd.schedule s USING (slot, connection_id)",
 };
+/* The limit takes nothing away: it tells the planner, who knows nothing of a temporary table, how few rows these are. */
 static const struct pgstmt SQL_WRITE = {
 	"vault_import_write",
 	"WITH a AS MATERIALIZED (SELECT i.*, r.created, r.state, r.health, r.event_type, r.event_id, r.entity_id, r.entity"
 	" FROM unnest($1::int[], $2::boolean[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::text[])"
-	" AS r (ord, created, state, health, event_type, event_id, entity_id, entity) JOIN pg_temp.refreshd_import i USING (ord)),"
+	" AS r (ord, created, state, health, event_type, event_id, entity_id, entity) JOIN pg_temp.refreshd_import i USING (ord) LIMIT $10),"
 	" n AS (INSERT INTO refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id,"
 	" auth_type, state, health, created_at, updated_at, metadata, settings_public, settings)"
 	" SELECT slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state, health, $9, $9,"
@@ -436,6 +437,7 @@ static int write_rest(struct vault_importer *m, struct fault *f)
 		pgargs_textn(a, buf_str(&m->entity), m->entity.len);
 	});
 	pgargs_time(a, m->now);
+	pgargs_i64(a, (int64_t)m->n);
 	if (rc != 0) {
 		pgargs_free(a);
 		return fault_set(f, rc, "building an event: %s", status_text(rc));
