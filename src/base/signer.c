@@ -99,6 +99,14 @@ static int check_key(const char *path, const EVP_PKEY *key, enum sign_alg alg, s
 	return fault_set(f, ST_INVALID, "%s: unknown signature algorithm %d", path, (int)alg);
 }
 
+static struct signer *signer_of(EVP_PKEY *key, enum sign_alg alg)
+{
+	struct signer *s = mem_alloc(sizeof(*s));
+
+	*s = (struct signer){ .refs = 1, .alg = alg, .key = key, .max_len = (size_t)EVP_PKEY_get_size(key) };
+	return s;
+}
+
 int signer_load(const char *path, enum sign_alg alg, struct signer **out, struct fault *f)
 {
 	struct buf pem = BUF_INIT_SECRET(FILE_BYTES);
@@ -114,9 +122,34 @@ int signer_load(const char *path, enum sign_alg alg, struct signer **out, struct
 		EVP_PKEY_free(key);
 		return rc;
 	}
-	struct signer *s = mem_alloc(sizeof(*s));
-	*s = (struct signer){ .refs = 1, .alg = alg, .key = key, .max_len = (size_t)EVP_PKEY_get_size(key) };
-	*out = s;
+	*out = signer_of(key, alg);
+	return 0;
+}
+
+int signer_from_seed(const uint8_t seed[SIGNER_ED25519_BYTES], struct signer **out)
+{
+	EVP_PKEY *key = EVP_PKEY_new_raw_private_key(EVP_PKEY_ED25519, NULL, seed, SIGNER_ED25519_BYTES);
+
+	if (key == NULL) {
+		ERR_clear_error();
+		return ST_CRYPTO;
+	}
+	*out = signer_of(key, SIGN_ED25519);
+	return 0;
+}
+
+int signer_public(const struct signer *s, uint8_t out[SIGNER_ED25519_BYTES])
+{
+	uint8_t raw[SIGNER_ED25519_BYTES];
+	size_t n = sizeof(raw);
+
+	if (s->alg != SIGN_ED25519)
+		return ST_INVALID;
+	if (EVP_PKEY_get_raw_public_key(s->key, raw, &n) != 1 || n != sizeof(raw)) {
+		ERR_clear_error();
+		return ST_CRYPTO;
+	}
+	memcpy(out, raw, sizeof(raw));
 	return 0;
 }
 

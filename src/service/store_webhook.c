@@ -3,7 +3,8 @@
  *
  * Several daemons run these at once: every statement locks with SKIP LOCKED or touches rows in the order of their
  * key. A claim is committed before anything is sent, and what came of it is written only while the claim still stands.
- * Which event types an endpoint wants is decided by its patterns in C and comes in as full names.
+ * Which event types an endpoint of the configuration wants is decided by its patterns in C and comes in as full names; those
+ * of the API are matched against their rows, so that one made or changed a moment ago misses nothing.
  */
 #include "service/store_webhook.h"
 
@@ -12,6 +13,7 @@
 #include "base/mem.h"
 #include "base/sys.h"
 #include "service/store_refresh.h" /* TIME_NEVER */
+#include "service/store_webhook_endpoint.h"
 
 /* ---------------------------------------------------------------- statements */
 
@@ -30,7 +32,10 @@ static const struct pgstmt SQL_FANOUT = {
 	" SELECT c.event_id, ep.endpoint_id, now() FROM c JOIN ep ON ep.event_type = c.event_type"
 	" AND ep.application_id IN ('*', c.application_id) WHERE c.entity_type <> '" STORE_ENTITY_ENDPOINT "'"
 	" UNION SELECT c.event_id, ep.endpoint_id, now() FROM c JOIN ep ON ep.endpoint_id = c.entity_id"
-	" WHERE c.entity_type = '" STORE_ENTITY_ENDPOINT "' ON CONFLICT DO NOTHING)"
+	" WHERE c.entity_type = '" STORE_ENTITY_ENDPOINT "'"
+	" UNION SELECT c.event_id, w.endpoint_id, now() FROM c JOIN refreshd.webhook_endpoint w ON w.application_id = c.application_id"
+	" WHERE w.disabled_at IS NULL AND CASE WHEN c.entity_type = '" STORE_ENTITY_ENDPOINT "' THEN w.endpoint_id = c.entity_id"
+	" ELSE " STORE_HOOK_WANTS("w", "c") " END ON CONFLICT DO NOTHING)"
 	" SELECT count(*) FROM c",
 };
 
@@ -74,7 +79,8 @@ static const struct pgstmt SQL_NEXT_DUE = {
 };
 
 /* Whoever delivered is believed even after its lease; anything else needs the claim to stand. The row of the endpoint
- * counts every attempt: failing_since is the first failure after the last success. */
+ * counts every attempt: failing_since is the first failure after the last success. One of the configuration gets its row here;
+ * one of the API that was deleted meanwhile must not come back, so its row is locked first. */
 static const struct pgstmt SQL_RECORD = {
 	"webhook_record",
 	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::text[], $6::boolean[],"
@@ -89,9 +95,12 @@ static const struct pgstmt SQL_RECORD = {
 	" AND (r.delivered OR (d.attempt = r.attempt AND d.lease_owner = $10))),"
 	" s AS (SELECT endpoint_id, bool_or(delivered) AS good, bool_or(NOT delivered) AS bad, bool_or(gone) AS gone"
 	" FROM r GROUP BY endpoint_id ORDER BY endpoint_id),"
+	" l AS MATERIALIZED (SELECT endpoint_id FROM refreshd.webhook_endpoint WHERE endpoint_id IN (SELECT endpoint_id FROM s)"
+	" ORDER BY endpoint_id FOR UPDATE),"
 	" w AS (INSERT INTO refreshd.webhook_endpoint AS w (endpoint_id, failing_since, last_success_at, last_failure_at,"
 	" disabled_at, disabled_reason) SELECT endpoint_id, CASE WHEN NOT good THEN now() END, CASE WHEN good THEN now() END,"
 	" CASE WHEN bad THEN now() END, CASE WHEN gone THEN now() END, CASE WHEN gone THEN 'gone' END FROM s"
+	" WHERE endpoint_id LIKE 'config:%' OR endpoint_id IN (SELECT endpoint_id FROM l)"
 	" ON CONFLICT (endpoint_id) DO UPDATE SET"
 	" failing_since = CASE WHEN excluded.failing_since IS NOT NULL THEN coalesce(w.failing_since, now()) END,"
 	" last_success_at = coalesce(excluded.last_success_at, w.last_success_at),"

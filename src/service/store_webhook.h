@@ -18,7 +18,7 @@
 /* Entity type of an event for one endpoint alone: its entity_id is the endpoint's id. */
 #define STORE_ENTITY_ENDPOINT "Endpoint"
 
-/* An endpoint as the fan-out sees it. Ids: "config:<name>" for the configuration file, a UUID text for the API's. */
+/* An endpoint of the configuration as the fan-out sees it. Ids: "config:<name>" for the configuration file, a UUID text for the API's. */
 struct store_endpoint {
 	const char *endpoint_id;
 	const char *application;   /* "*": all */
@@ -27,8 +27,8 @@ struct store_endpoint {
 };
 
 typedef void store_outbox_fn(void *arg, int code, size_t n);
-/* Takes up to `limit` events that were not fanned out yet and inserts their deliveries for the given endpoints, in one
- * transaction; n is the number of events taken (== limit: call again). An event that no endpoint wants is done at once;
+/* Takes up to `limit` events that were not fanned out yet and inserts their deliveries for the given endpoints, and for those of
+ * the API as they stand in the database, in one transaction; n is the number of events taken (== limit: call again). An event that no endpoint wants is done at once;
  * one of a type that this program does not know is left to a newer one. An endpoint that is off gets nothing. */
 int store_fanout(struct store *s, const struct store_endpoint *v, size_t n, unsigned limit, store_outbox_fn *fn, void *arg)
 	MUST_USE;

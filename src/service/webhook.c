@@ -67,67 +67,6 @@ static void list_move(struct delivery_list *to, struct delivery_list *from, size
 	}
 }
 
-/* ---------------------------------------------------------------- endpoints */
-
-static struct target *target_find(const struct webhook *w, const char *id)
-{
-	struct target *t = w->targets;
-	while (t != NULL && strcmp(t->id, id) != 0)
-		t = t->next;
-	return t;
-}
-
-static void target_free(struct target *t)
-{
-	mem_free(t->id);
-	mem_free(t);
-}
-
-/* Those that left the configuration, once nothing of theirs is in hand. */
-static void drop_targets(struct webhook *w)
-{
-	if (w->claiming)
-		return; /* the answer may name any of them */
-	struct target **at = &w->targets;
-	while (*at != NULL) {
-		struct target *t = *at;
-		if (t->hook != NULL || t->in_hand > 0) {
-			at = &t->next;
-			continue;
-		}
-		*at = t->next;
-		target_free(t);
-	}
-}
-
-static struct target *target_of(struct webhook *w, const char *name)
-{
-	char *id = mem_printf("config:%s", name);
-	struct target *t = target_find(w, id);
-	if (t != NULL) {
-		mem_free(id);
-		return t;
-	}
-	t = mem_alloc(sizeof *t);
-	t->id = id;
-	t->name = strchr(id, ':') + 1;
-	t->next = w->targets;
-	w->targets = t;
-	return t;
-}
-
-static void set_hook(struct target *t, const struct conf_webhook *hook)
-{
-	t->hook = hook;
-	t->failures = 0; /* it may have been mended: let it show */
-	t->n_events = 0;
-	for (int e = EVENT_NONE + 1; e < EVENT_TYPE_COUNT; e++) {
-		if (event_type_matches(
-			    (const char *const *)hook->events.v, hook->events.n, (enum event_type)e))
-			t->events[t->n_events++] = event_type_word((enum event_type)e);
-	}
-}
-
 static bool is_ailing(const struct target *t)
 {
 	return t->failures >= AILING_AFTER;
@@ -141,6 +80,7 @@ static void delivery_free(struct delivery *d)
 	d->owner->in_hand--;
 	if (d->call != NULL)
 		httpc_cancel(d->call);
+	endpoint_unref(d->endpoint);
 	conf_unref(d->conf);
 	d->magic = 0;
 	mem_free(d);
@@ -233,14 +173,14 @@ static void on_fanned_out(void *arg, int code, size_t n)
 
 static void fan_out(struct webhook *w)
 {
-	struct store_endpoint *v = mem_calloc(w->conf->n_webhooks + 1, sizeof *v);
+	struct store_endpoint *v = mem_calloc(targets_count(w) + 1, sizeof *v);
 	size_t n = 0;
 	for (const struct target *t = w->targets; t != NULL; t = t->next) {
-		if (t->hook == NULL)
+		if (t->endpoint == NULL || t->of_api)
 			continue;
 		v[n++] = (struct store_endpoint){
 			.endpoint_id = t->id,
-			.application = t->hook->application,
+			.application = t->endpoint->application,
 			.events = t->events,
 			.n_events = t->n_events,
 		};
@@ -256,7 +196,7 @@ static void fan_out(struct webhook *w)
 
 static bool can_send(const struct webhook *w, const struct target *t)
 {
-	if (w->draining || t->hook == NULL)
+	if (w->draining || !target_usable(t))
 		return false;
 	int64_t left = w->claim_sent_us + w->claim_lease_us - sys_mono_us();
 	return left >= w->conf->delivery.timeout_us + SEND_MARGIN_US;
@@ -279,7 +219,7 @@ static void take(struct webhook *w, const struct store_delivery *s)
 	d->owner = w;
 	d->target = t;
 	d->conf = conf_ref(w->conf);
-	d->hook = t->hook;
+	d->endpoint = t->endpoint != NULL ? endpoint_ref(t->endpoint) : NULL;
 	d->type = s->type;
 	memcpy(d->attempt.event_id, s->event_id, sizeof d->attempt.event_id);
 	d->attempt.endpoint_id = t->id;
@@ -315,7 +255,7 @@ static void on_claimed(void *arg, int code, const struct store_delivery *v, size
 		for (size_t i = 0; i < n; i++)
 			take(w, &v[i]);
 	}
-	drop_targets(w);
+	targets_drop(w);
 }
 
 static size_t rooms(const struct webhook *w, struct store_room *v, unsigned *ailing_limit)
@@ -332,7 +272,7 @@ static size_t rooms(const struct webhook *w, struct store_room *v, unsigned *ail
 	for (const struct target *t = w->targets; t != NULL; t = t->next) {
 		bool ailing = is_ailing(t);
 		unsigned most = ailing ? 1 : PER_ENDPOINT;
-		if (t->hook == NULL || t->disabled || t->in_hand >= most || (ailing && *ailing_limit == 0))
+		if (!target_usable(t) || t->disabled || t->in_hand >= most || (ailing && *ailing_limit == 0))
 			continue;
 		v[n++] = (struct store_room){
 			.endpoint_id = t->id, .room = most - t->in_hand, .ailing = ailing};
@@ -348,7 +288,7 @@ static void claim(struct webhook *w)
 	if (w->in_hand >= most)
 		return; /* the next record claims again */
 	unsigned ailing_limit;
-	struct store_room *v = mem_calloc(w->conf->n_webhooks + 1, sizeof *v);
+	struct store_room *v = mem_calloc(targets_count(w) + 1, sizeof *v);
 	size_t n = rooms(w, v, &ailing_limit);
 	if (n > 0) {
 		w->claim_sent_us = sys_mono_us();
@@ -391,7 +331,7 @@ static void on_recorded(void *arg, int code, size_t n)
 	}
 	if (w->answered.n == 0)
 		w->record_singly = false;
-	drop_targets(w);
+	targets_drop(w);
 }
 
 static void record(struct webhook *w)
@@ -411,7 +351,7 @@ static void on_released(void *arg, int code, size_t n)
 	/* Not given back: then the lease runs out by itself. */
 	(void)!webhook_call_ended(w, code, "release");
 	free_all(&w->releasing);
-	drop_targets(w);
+	targets_drop(w);
 }
 
 static void release(struct webhook *w)
@@ -433,8 +373,8 @@ static bool is_wanted(const struct webhook *w)
 	if (w->draining || !w->started || w->conf == NULL)
 		return false;
 	return (w->want_fanout && !w->fanning) || (w->want_claim && !w->claiming) ||
-	       (w->want_list && !w->listing) || (w->want_count && !w->counting) ||
-	       (w->want_purge && !w->purging);
+	       (w->want_load && !w->loading) || (w->want_list && !w->listing) ||
+	       (w->want_count && !w->counting) || (w->want_purge && !w->purging);
 }
 
 /* One step: a failure of any of them pauses the rest. */
@@ -444,6 +384,8 @@ static void step(struct webhook *w)
 		record(w);
 	else if (w->unsent.n > 0 && w->releasing.n == 0)
 		release(w);
+	else if (w->want_load && !w->loading)
+		targets_load(w);
 	else if (w->want_fanout && !w->fanning)
 		fan_out(w);
 	else if (w->want_claim && !w->claiming)
@@ -525,16 +467,13 @@ void webhook_free(struct webhook *w)
 	if (w == NULL)
 		return;
 	MAGIC_CHECK(w, WEBHOOK_MAGIC);
+	checks_cancel(w);
 	free_all(&w->sending);
 	free_all(&w->answered);
 	free_all(&w->recording);
 	free_all(&w->unsent);
 	free_all(&w->releasing);
-	while (w->targets != NULL) {
-		struct target *t = w->targets;
-		w->targets = t->next;
-		target_free(t);
-	}
+	targets_free(w);
 	loop_undefer(w->loop, &w->run);
 	loop_undefer(w->loop, &w->drained_task);
 	loop_timer_free(w->timer);
@@ -549,12 +488,11 @@ void webhook_set_conf(struct webhook *w, struct conf *c)
 	struct conf *old = w->conf;
 	w->conf = conf_ref(c);
 	conf_unref(old);
-	for (struct target *t = w->targets; t != NULL; t = t->next)
-		t->hook = NULL;
-	for (size_t i = 0; i < c->n_webhooks; i++)
-		set_hook(target_of(w, c->webhooks[i].name), &c->webhooks[i]);
-	drop_targets(w);
+	targets_set_conf(w, w->conf);
+	targets_drop(w);
 	w->want_list = true;
+	w->want_load = true;
+	w->load_all = true; /* the keyring may be another */
 	w->want_claim = true;
 	kick(w);
 }
@@ -577,11 +515,21 @@ void webhook_poll(struct webhook *w)
 {
 	MAGIC_CHECK(w, WEBHOOK_MAGIC);
 	int64_t now = sys_mono_us();
+	w->want_load = true;
 	w->want_fanout = true;
 	w->want_claim = true;
 	w->want_list = w->want_list || now >= w->next_list_us;
 	w->want_count = w->want_count || now >= w->next_count_us;
 	w->want_purge = w->want_purge || now >= w->next_purge_us;
+	kick(w);
+}
+
+void webhook_changed(struct webhook *w)
+{
+	MAGIC_CHECK(w, WEBHOOK_MAGIC);
+	w->want_load = true;
+	w->want_fanout = true;
+	w->want_claim = true;
 	kick(w);
 }
 

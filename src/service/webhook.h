@@ -12,6 +12,7 @@
 #include "io/loop.h"
 #include "model/conf.h"
 #include "service/store_webhook.h"
+#include "service/webhook_keys.h"
 
 struct webhook;
 
@@ -23,9 +24,20 @@ void webhook_free(struct webhook *w);
 void webhook_set_conf(struct webhook *w, struct conf *c);
 void webhook_start(struct webhook *w);
 void webhook_kick(struct webhook *w); /* an event was committed */
-void webhook_poll(struct webhook *w); /* every poll interval: other daemons' events, due retries */
+void webhook_poll(struct webhook *w); /* every poll interval: other daemons' events and endpoints, due retries */
+void webhook_changed(struct webhook *w); /* endpoints of the API, or their deliveries, were changed in the database */
 /* Attempts in flight end and are recorded, claims that were not sent are given back; then fn, in a later turn. */
 void webhook_drain(struct webhook *w, loop_fn *fn, void *arg);
+
+/* Is it an address for an endpoint of the API? https, or, with insecure_http: loopback, also http to a loopback host. */
+int webhook_check_url(const struct conf *c, const char *url, struct fault *f) MUST_USE;
+/* Posts a signed refreshd.webhook.test. fn gets the status (0: no answer) and, unless it is 2xx, a word of a closed set; exactly
+ * once, in a later turn, or with "canceled" from inside webhook_end_checks and webhook_free. Everything is borrowed for the
+ * call. ST_FULL: too many at once; ST_INVALID. */
+typedef void webhook_checked_fn(void *arg, int status, const char *error);
+int webhook_check(struct webhook *w, struct conf *c, const char *endpoint_id, const char *application, const char *url,
+	const struct webhook_keys *keys, webhook_checked_fn *fn, void *arg, struct fault *f) MUST_USE;
+void webhook_end_checks(struct webhook *w);
 unsigned webhook_in_flight(const struct webhook *w); /* claimed and not recorded yet */
 
 #endif

@@ -1,29 +1,20 @@
 /*
- * webhook_deliver - one attempt to deliver one event: body, signatures, headers, POST, and what its answer
- * means.
+ * webhook_deliver - one attempt to deliver one event, and what its answer means.
  *
  * The receiver's answer decides and is never kept: of its body nothing is read, of its headers Retry-After
- * alone. Must not follow a redirect, nor connect to an address that is not public unless the endpoint's
- * configuration allows it.
+ * alone. Must not follow a redirect.
  */
 #include "service/webhook_priv.h"
 
-#include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metrics.h"
 #include "base/str.h"
 #include "base/sys.h"
-#include "model/netcheck.h"
 #include "model/policy.h"
 
-#define BODY_MAX (32u * 1024)
-#define SIGNATURE_MAX 1024
-#define REPLY_MAX (64u * 1024)
-#define CONNECT_TIMEOUT_US (10 * US_PER_S)
 #define RETRY_AFTER_MAX_US (24 * 3600 * US_PER_S)
 
 /* Outcomes of one attempt, for the metric. */
@@ -148,27 +139,11 @@ void delivery_refuse(struct delivery *d, const struct fault *f)
 
 /* ---------------------------------------------------------------- the request */
 
-static bool public_only(const struct sockaddr *sa, void *arg)
+int delivery_send(struct delivery *d, const struct store_delivery *s, struct fault *f)
 {
-	(void)arg;
-	return netcheck_is_public(sa);
-}
-
-static bool loopback_only(const struct sockaddr *sa, void *arg)
-{
-	(void)arg;
-	return netcheck_is_loopback(sa);
-}
-
-struct message {
-	char id[STR_UUID_BYTES];
-	char timestamp[24];
-	struct buf body, standard, apideck;
-};
-
-static int build_body(const struct store_delivery *s, struct buf *out, struct fault *f)
-{
-	const struct event_body b = {
+	const struct endpoint *e = d->endpoint;
+	bool both = e->previous.ed25519 != NULL && sys_wall_us() < e->previous_until;
+	const struct event_body body = {
 		.entity_json = s->entity,
 		.entity_id = s->entity_id,
 		.entity_type = s->entity_type,
@@ -179,68 +154,14 @@ static int build_body(const struct store_delivery *s, struct buf *out, struct fa
 		.occurred_at = s->occurred_at,
 		.execution_attempt = s->attempt,
 	};
-	int e = event_body_build(&b, out);
-	return e == 0 ? 0 : fault_set(f, e, "the body cannot be built: %s", status_text(e));
-}
-
-static int sign(const struct event_secret *secret, int64_t now_s, struct message *m, struct fault *f)
-{
-	const struct event_secret *const secrets[] = {secret};
-	int e = event_sign_standard(secrets, 1, NULL, m->id, now_s, m->body.data, m->body.len, &m->standard);
-	if (e == 0)
-		e = event_sign_apideck(secret, m->body.data, m->body.len, &m->apideck);
-	return e == 0 ? 0 : fault_set(f, e, "the body cannot be signed: %s", status_text(e));
-}
-
-static int post(struct delivery *d, struct message *m, struct fault *f)
-{
-	const struct conf_webhook *hook = d->hook;
-	const struct httpc_header headers[] = {
-		{"content-type", "application/json"},
-		{"x-apideck-event-type", event_type_word(d->type)},
-		{"x-apideck-signature", buf_str(&m->apideck)},
-		{"x-apideck-idempotency-key", m->id},
-		{"webhook-id", m->id},
-		{"webhook-timestamp", m->timestamp},
-		{"webhook-signature", buf_str(&m->standard)},
+	const struct webhook_message m = {
+		.body = &body,
+		.url = e->url,
+		.secret = e->secret,
+		.ed25519 = e->keys.ed25519,
+		.previous = both ? &e->previous : NULL,
+		.of_api = e->of_api,
+		.allow_private = e->allow_private,
 	};
-	bool http = strncmp(hook->url, "http://", 7) == 0;
-	int64_t timeout_us = d->conf->delivery.timeout_us;
-	const struct httpc_request q = {
-		.method = "POST",
-		.url = hook->url,
-		.allow_http = d->conf->insecure_http == INSECURE_HTTP_LOOPBACK,
-		.headers = headers,
-		.n_headers = sizeof headers / sizeof *headers,
-		.body = &m->body,
-		.timeout_us = timeout_us,
-		.connect_timeout_us = timeout_us < CONNECT_TIMEOUT_US ? timeout_us : CONNECT_TIMEOUT_US,
-		.max_reply_bytes = REPLY_MAX,
-		.addr_allowed = !hook->allow_private ? public_only
-				: http               ? loopback_only
-						     : NULL,
-	};
-	return httpc_start(d->owner->httpc, &q, on_reply, d, &d->call, f);
-}
-
-int delivery_send(struct delivery *d, const struct store_delivery *s, struct fault *f)
-{
-	int64_t now_s = sys_wall_us() / US_PER_S;
-	struct message m = {.body = BUF_INIT(BODY_MAX),
-		.standard = BUF_INIT(SIGNATURE_MAX),
-		.apideck = BUF_INIT(SIGNATURE_MAX)};
-	str_format_uuid(s->event_id, m.id);
-	snprintf(m.timestamp, sizeof m.timestamp, "%lld", (long long)now_s);
-	int e = build_body(s, &m.body, f);
-	if (e == 0)
-		e = sign(&d->hook->secret, now_s, &m, f);
-	/* A body that is too large must not look like a client that is full. */
-	if (e == ST_FULL)
-		e = ST_RANGE;
-	if (e == 0)
-		e = post(d, &m, f);
-	buf_fini(&m.body);
-	buf_fini(&m.standard);
-	buf_fini(&m.apideck);
-	return e;
+	return webhook_post(d->owner->httpc, d->conf, &m, on_reply, d, &d->call, f);
 }

@@ -6,17 +6,30 @@
 #define REFRESHD_SERVICE_WEBHOOK_PRIV_H
 
 #include "service/store_refresh.h" /* TIME_NEVER */
+#include "service/store_webhook_endpoint.h"
 #include "service/webhook.h"
 
-/* An endpoint of the configuration; kept over reloads by its id, and after its removal until nothing of it is
- * in hand. */
+/* What an endpoint is at one time: never changed, counted, so that an attempt ends as it began. */
+struct endpoint {
+	unsigned refs;
+	const char *application, *url;
+	const struct event_secret *secret; /* NULL: its keys cannot be opened; nothing is sent */
+	struct conf *conf;		   /* of one of the configuration: holds the above */
+	bool of_api, allow_private;
+	char *owned_application, *owned_url; /* of one of the API, as all below */
+	struct webhook_keys keys, previous;
+	int64_t previous_until; /* wall us */
+};
+
+/* An endpoint over time; kept over reloads by its id, and after its removal until nothing of it is in hand. */
 struct target {
 	struct target *next;
-	char *id;                             /* "config:<name>" */
+	char *id;                             /* "config:<name>", or a UUID */
 	const char *name;                     /* in id */
-	const struct conf_webhook *hook;      /* of the present configuration; NULL: not in it any more */
-	const char *events[EVENT_TYPE_COUNT]; /* full names that its patterns cover */
+	struct endpoint *endpoint;            /* as it is now; NULL: not there any more */
+	const char *events[EVENT_TYPE_COUNT]; /* of the configuration: full names that its patterns cover */
 	size_t n_events;
+	bool of_api;
 	unsigned in_hand;
 	unsigned failures; /* in a row, since we know it */
 	bool disabled;
@@ -28,8 +41,8 @@ struct delivery {
 	uint32_t magic;
 	struct webhook *owner;
 	struct target *target;
-	struct conf *conf; /* the snapshot it started with; hook is in there */
-	const struct conf_webhook *hook;
+	struct conf *conf; /* the snapshot it started with */
+	struct endpoint *endpoint;
 	enum event_type type;
 	struct store_attempt attempt; /* its result once it is known */
 	struct httpc_call *call;      /* NULL: not being sent */
@@ -52,8 +65,11 @@ struct webhook {
 	unsigned in_hand; /* in any of these lists */
 	unsigned calls;   /* to the store, not answered yet */
 	bool started, draining;
-	bool want_fanout, want_claim, want_purge, want_list, want_count;
-	bool fanning, claiming, listing, counting, purging;
+	bool want_fanout, want_claim, want_purge, want_list, want_count, want_load;
+	bool fanning, claiming, listing, counting, purging, loading;
+	bool load_all;	   /* also if nothing changed: what could not be opened may open now */
+	int64_t load_mark; /* of what was loaded last */
+	struct webhook_check *checks;
 	bool record_singly;                    /* a batch was refused: find out which one it was */
 	int64_t claim_sent_us, claim_lease_us; /* mono; length */
 	int64_t due_us;                        /* mono: when the next retry is due; INT64_MAX: none known */
@@ -69,6 +85,32 @@ struct webhook {
 
 #define WEBHOOK_MAGIC UINT32_C(0x77686f6b)
 #define DELIVERY_MAGIC UINT32_C(0x77686476)
+
+/* webhook_target.c: who there is */
+struct target *target_find(const struct webhook *w, const char *id); /* NULL: none */
+void targets_set_conf(struct webhook *w, struct conf *c);
+void targets_drop(struct webhook *w); /* those that are gone, once nothing of theirs is in hand */
+void targets_free(struct webhook *w);
+size_t targets_count(const struct webhook *w);
+void targets_load(struct webhook *w); /* those of the API */
+bool target_usable(const struct target *t);
+struct endpoint *endpoint_ref(struct endpoint *e);
+void endpoint_unref(struct endpoint *e); /* NULL is fine */
+
+/* webhook_request.c: one request, signed; for deliveries and checks. `keys`: previous may be NULL. */
+struct webhook_message {
+	const struct event_body *body;
+	const char *url;
+	const struct event_secret *secret;
+	struct signer *ed25519; /* NULL: HMAC alone */
+	const struct webhook_keys *previous;
+	bool of_api, allow_private;
+};
+int webhook_post(struct httpc *h, const struct conf *c, const struct webhook_message *m, httpc_fn *fn, void *arg,
+	struct httpc_call **out, struct fault *f) MUST_USE;
+
+/* webhook_check.c */
+void checks_cancel(struct webhook *w); /* whoever waits is told */
 
 /* webhook_deliver.c: builds, signs and sends. 0, or ST_FULL (no room now), or another code: it can never be
  * sent. */

@@ -29,6 +29,18 @@ static bool is_listed(const char *const *ids, size_t n, const char *id)
 	return false;
 }
 
+static void say_disabled(const struct target *t)
+{
+	if (t->of_api)
+		log_warning("webhook.disabled", K_WORD("endpoint", t->name),
+			K_TEXT("hint", "nothing more is sent to it until it is enabled again; its owner is told"
+				       " why by GET /webhook/webhooks/{id}"));
+	else
+		log_error("webhook.disabled", K_WORD("endpoint", t->name),
+			K_TEXT("hint", "it answered 410 or failed for five days; nothing more is sent"
+				       " to it until refreshctl webhook enable"));
+}
+
 static void on_listed(void *arg, int code, const char *const *ids, size_t n)
 {
 	struct webhook *w = arg;
@@ -42,9 +54,7 @@ static void on_listed(void *arg, int code, const char *const *ids, size_t n)
 			continue;
 		t->disabled = off;
 		if (off) {
-			log_error("webhook.disabled", K_WORD("endpoint", t->name),
-				K_TEXT("hint", "it answered 410 or failed for five days; nothing more is sent"
-					       " to it until refreshctl webhook enable"));
+			say_disabled(t);
 			continue;
 		}
 		log_notice("webhook.enabled", K_WORD("endpoint", t->name));
@@ -70,10 +80,10 @@ static void on_counted(void *arg, int code, size_t n)
 
 void webhook_count_backlog(struct webhook *w)
 {
-	const char **ids = mem_calloc(w->conf->n_webhooks + 1, sizeof *ids);
+	const char **ids = mem_calloc(targets_count(w) + 1, sizeof *ids);
 	size_t n = 0;
 	for (const struct target *t = w->targets; t != NULL; t = t->next) {
-		if (t->hook != NULL)
+		if (t->endpoint != NULL)
 			ids[n++] = t->id;
 	}
 	w->want_count = false;

@@ -11,6 +11,7 @@
 #include "service/store_refresh.h" /* TIME_NEVER */
 
 #define EPOCH 7
+#define FAKE_HOOKS 16
 
 struct fake_endpoint {
 	char id[64];
@@ -28,6 +29,10 @@ struct answer {
 	store_outbox_fn *outbox;
 	store_deliveries_fn *deliveries;
 	store_disabled_fn *disabled;
+	store_hooks_load_fn *load;
+	bool changed;
+	int64_t mark;
+	struct store_hook *hooks;
 	void *arg;
 	struct store_delivery *v;
 	const char **ids;
@@ -46,6 +51,9 @@ struct store {
 	unsigned n_deliveries;
 	struct fake_endpoint endpoints[FAKE_ENDPOINTS];
 	unsigned n_endpoints;
+	struct store_hook hooks[FAKE_HOOKS];
+	unsigned n_hooks;
+	int64_t mark;
 	struct fake_outbox_calls calls;
 	struct answer *answers;
 };
@@ -70,6 +78,7 @@ static void answer_free(struct answer *a)
 	loop_timer_free(a->timer);
 	mem_free(a->v);
 	mem_free(a->ids);
+	mem_free(a->hooks);
 	mem_free(a);
 }
 
@@ -87,6 +96,8 @@ static void on_answer(void *arg)
 		a->outbox(a->arg, a->code, a->n);
 	else if (a->deliveries != NULL)
 		a->deliveries(a->arg, a->code, a->v, a->n, a->next_due_at);
+	else if (a->load != NULL)
+		a->load(a->arg, a->code, a->code == 0 && a->changed, a->mark, a->hooks, a->code == 0 ? a->n : 0);
 	else
 		a->disabled(a->arg, a->code, a->ids, a->n);
 	answer_free(a);
@@ -219,7 +230,7 @@ const struct fake_outbox_calls *fake_outbox_calls(const struct store *s)
 unsigned fake_outbox_statements(const struct store *s)
 {
 	const struct fake_outbox_calls *c = &s->calls;
-	return c->fanouts + c->claims + c->records + c->releases + c->lists + c->counts + c->purges;
+	return c->loads + c->fanouts + c->claims + c->records + c->releases + c->lists + c->counts + c->purges;
 }
 
 /* ---------------------------------------------------------------- service/store.h, as far as it is used */
@@ -260,6 +271,28 @@ static bool is_wanted(const struct fake_event *e, const struct store_endpoint *p
 	       has_type(p, e->type);
 }
 
+static bool is_subscribed(const struct fake_event *e, const struct store_hook *h)
+{
+	if (strcmp(e->application, h->application_id) != 0)
+		return false;
+	if (strcmp(e->entity_type, STORE_ENTITY_ENDPOINT) == 0)
+		return strcmp(e->entity_id, h->endpoint_id) == 0;
+	return event_type_matches(&h->events, 1, e->type); /* one pattern is enough here */
+}
+
+static void fan_out_hooks(struct store *s, unsigned event)
+{
+	for (unsigned i = 0; i < s->n_hooks; i++) {
+		const char *id = s->hooks[i].endpoint_id;
+		if (!is_subscribed(&s->events[event], &s->hooks[i]) || fake_outbox_is_disabled(s, id))
+			continue;
+		ALWAYS(s->n_deliveries < FAKE_DELIVERIES);
+		struct fake_delivery *d = &s->deliveries[s->n_deliveries++];
+		*d = (struct fake_delivery){.event = event, .due_at = sys_wall_us()};
+		snprintf(d->endpoint, sizeof d->endpoint, "%s", id);
+	}
+}
+
 static void fan_out_one(struct store *s, unsigned event, const struct store_endpoint *v, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
@@ -270,6 +303,7 @@ static void fan_out_one(struct store *s, unsigned event, const struct store_endp
 		*d = (struct fake_delivery){.event = event, .due_at = sys_wall_us()};
 		snprintf(d->endpoint, sizeof d->endpoint, "%s", v[i].endpoint_id);
 	}
+	fan_out_hooks(s, event);
 	s->events[event].fanned_out = true;
 }
 
@@ -498,5 +532,39 @@ int store_webhook_backlog(
 			a->n += strcmp(s->deliveries[i].endpoint, endpoint_ids[j]) == 0 &&
 				is_waiting(&s->deliveries[i]) && s->deliveries[i].due_at <= sys_wall_us();
 	}
+	return 0;
+}
+
+/* ---------------------------------------------------------------- endpoints of the API */
+
+void fake_outbox_remove_hook(struct store *s, const char *endpoint_id)
+{
+	unsigned n = 0;
+	for (unsigned i = 0; i < s->n_hooks; i++) {
+		if (strcmp(s->hooks[i].endpoint_id, endpoint_id) != 0)
+			s->hooks[n++] = s->hooks[i];
+	}
+	s->n_hooks = n;
+	s->mark++;
+}
+
+void fake_outbox_set_hook(struct store *s, const struct store_hook *h)
+{
+	fake_outbox_remove_hook(s, h->endpoint_id);
+	ALWAYS(s->n_hooks < FAKE_HOOKS);
+	s->hooks[s->n_hooks++] = *h;
+}
+
+int store_hooks_load(struct store *s, int64_t mark, bool force, store_hooks_load_fn *fn, void *arg)
+{
+	struct answer *a = answer_new(s, arg);
+	a->load = fn;
+	s->calls.loads++;
+	a->changed = force || mark != s->mark;
+	a->mark = s->mark;
+	a->hooks = mem_calloc(FAKE_HOOKS, sizeof *a->hooks);
+	a->n = a->changed ? s->n_hooks : 0;
+	memcpy(a->hooks, s->hooks, a->n * sizeof *a->hooks);
+	s->calls.hooks_told += (unsigned)a->n;
 	return 0;
 }

@@ -1,5 +1,5 @@
 /*
- * fake_outbox - service/store_webhook.h over rows in memory, with the same rules as the SQL.
+ * fake_outbox - service/store_webhook.h, and the load of endpoints of the API, over rows in memory, with the same rules as the SQL.
  *
  * Answers come in a later turn, after a delay that the test sets. The test can look at rows and change them
  * (another daemon), take the database away, refuse a statement, and lose the answer of a commit that took
@@ -10,6 +10,7 @@
 
 #include "io/loop.h"
 #include "service/store_webhook.h"
+#include "service/store_webhook_endpoint.h"
 
 #define FAKE_EVENTS 1200
 #define FAKE_DELIVERIES 4000
@@ -52,7 +53,12 @@ void fake_outbox_set_delay(struct store *s, int64_t us); /* of answers; 1 ms */
 /* Every statement until told otherwise answers this code (0: none); executed: it took effect all the same. */
 void fake_outbox_fail(struct store *s, int code, bool executed);
 
+/* An endpoint of the API, as its row stands: made or replaced; its texts and bytes are borrowed. */
+void fake_outbox_set_hook(struct store *s, const struct store_hook *h);
+void fake_outbox_remove_hook(struct store *s, const char *endpoint_id);
+
 struct fake_outbox_calls {
+	unsigned loads, hooks_told;
 	unsigned fanouts, claims, records, releases, lists, counts, purges;
 	size_t biggest_record;
 	int64_t purge_older_than;
