@@ -283,9 +283,10 @@ int journal_store_rotate(struct journal_store *s)
 	if (code != 0) {
 		close(fd);
 		mem_free(seg);
-		s->waiting = true;
+		s->waiting = s->prove = true;
 		return code;
 	}
+	s->prove = false;
 	close_current(s);
 	add_segment(s, seg);
 	s->current = seg;
@@ -391,7 +392,8 @@ void journal_store_tend(struct journal_store *s, bool retry)
 	if (!s->waiting)
 		s->fault.code = 0;
 	drop_finished(s);
-	if (s->current == NULL)
+	bool prove = s->prove && !s->waiting && s->stage.len == 0;
+	if (s->current == NULL || prove)
 		(void)!journal_store_rotate(s);
 	make_spare(s);
 	compact(s);

@@ -43,6 +43,7 @@ struct journal_store {
 	bool stage_needs_sync;
 	int spare_fd;	 /* -1: no spare */
 	bool waiting;	 /* making a file failed: not again before a retry, or before room was given back */
+	bool prove;	 /* the last spare could not be put into place: a spare alone proves nothing until one has been */
 	uint64_t files_bytes; /* all segments, without the spare */
 	struct journal_index index;
 	uint64_t next_number, next_seq;
