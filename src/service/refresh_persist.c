@@ -44,6 +44,13 @@ static void worked(struct refresh *r)
 	persist_kick(r);
 }
 
+/* Is the statement itself at fault? When the schema or our rights are gone every one of them fails, and what is to be written
+ * must wait until they are back: a result that is given up then is a token lost. */
+static bool is_bug(const struct refresh *r, enum pg_class class)
+{
+	return class == PG_CLASS_BUG && store_state(r->store) == STORE_READY;
+}
+
 /* ---------------------------------------------------------------- results */
 
 static void put_back(struct persist_batch *b, bool alone)
@@ -101,7 +108,7 @@ static void on_quarantined(void *arg, int code, enum pg_class class, const enum 
 	(void)v, (void)n;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
 	r->persisting--;
-	if (code != 0 && class != PG_CLASS_BUG) {
+	if (code != 0 && !is_bug(r, class)) {
 		attempt_set_state(a, AT_SETTLING);
 		queue_push(&r->settling, a);
 		try_again(r);
@@ -127,12 +134,13 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 		mem_free(b);
 		return;
 	}
-	if (r->failures_in_a_row == 0 || class == PG_CLASS_BUG)
+	bool bug = is_bug(r, class);
+	if (r->failures_in_a_row == 0 || bug)
 		log_warning("refresh.persist_failed", K_COUNT(b->n), K_WORD("class", pg_class_word(class)));
-	if (class == PG_CLASS_BUG && b->n == 1)
+	if (bug && b->n == 1)
 		b->v[0]->quarantine = true;
-	put_back(b, class == PG_CLASS_BUG);
-	if (class == PG_CLASS_BUG)
+	put_back(b, bug);
+	if (bug)
 		persist_kick(r);
 	else
 		try_again(r);
@@ -194,7 +202,7 @@ static void on_released(void *arg, int code, enum pg_class class, const enum sto
 	(void)v, (void)n;
 	MAGIC_CHECK(r, REFRESH_MAGIC);
 	r->releases_sent--;
-	if (code != 0 && class != PG_CLASS_BUG) {
+	if (code != 0 && !is_bug(r, class)) {
 		for (size_t i = 0; i < b->n; i++)
 			queue_push(&r->releasing, b->v[i]);
 		try_again(r);
@@ -245,7 +253,7 @@ static void on_event_written(void *arg, int code, enum pg_class class, const enu
 	struct refresh *r = p->owner;
 	(void)v, (void)n;
 	p->sending = false;
-	if (code != 0 && class != PG_CLASS_BUG) {
+	if (code != 0 && !is_bug(r, class)) {
 		try_again(r);
 		return;
 	}

@@ -49,7 +49,8 @@ static void on_loaded(void *arg, int code, enum pg_class class, const struct sto
 {
 	struct attempt *a = arg;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
-	if (code != 0 && class != PG_CLASS_BUG) {
+	/* Without schema or rights nothing can be read: that is not the row's fault. */
+	if (code != 0 && (class != PG_CLASS_BUG || store_state(a->owner->store) != STORE_READY)) {
 		loop_timer_after(a->again, LOAD_RETRY_US);
 		return;
 	}

@@ -46,7 +46,11 @@ struct store {
 
 static const struct pgstmt SQL_CHECK = {
 	"store_check",
-	"SELECT coalesce((SELECT max(version) FROM refreshd.schema_version), 0)",
+	"SELECT coalesce((SELECT max(version) FROM refreshd.schema_version), 0),"
+	" (SELECT string_agg(c.relname, ', ' ORDER BY c.relname) FROM pg_class c"
+	" WHERE c.relnamespace = to_regnamespace('refreshd') AND c.relkind IN ('r', 'p')"
+	" AND c.relname IN ('connection', 'credential', 'schedule', 'event', 'delivery', 'webhook_endpoint', 'orphan_token', 'instance')"
+	" AND NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE')))",
 };
 /* A heartbeat younger than 20 s from another home means that someone else runs under our name. */
 static const struct pgstmt SQL_ENROL = {
@@ -92,11 +96,18 @@ static void report_state(void *arg)
 
 static void set_state(struct store *s, enum store_state to, const char *why)
 {
-	if (s->state == to)
+	if (s->state == to && strncmp(s->why.text, why, sizeof s->why.text - 1) == 0)
 		return;
 	s->state = to;
 	(void)fault_set(&s->why, to == STORE_READY ? ST_OK : ST_UNAVAILABLE, "%s", why);
 	loop_defer(s->loop, &s->report);
+}
+
+/* Statements and heartbeats that go on failing must not put the next look off for ever. */
+static void look_again(struct store *s)
+{
+	if (!loop_timer_is_set(s->recheck))
+		loop_timer_after(s->recheck, RECHECK_US);
 }
 
 /* ---- what statements tell about the database ---- */
@@ -106,6 +117,17 @@ struct sending {
 	pgtx_fn *fn;
 	void *arg;
 };
+
+/* Not our statement is wrong, but what it found: a table, column, schema or right that is not there (any more). */
+static bool blames_schema(const char *sqlstate)
+{
+	static const char *const codes[] = { "42P01", "3F000", "42703", "42501" };
+	for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
+		if (strcmp(sqlstate, codes[i]) == 0)
+			return true;
+	}
+	return false;
+}
 
 static void watch(struct store *s, const struct pgtx_result *r)
 {
@@ -119,10 +141,10 @@ static void watch(struct store *s, const struct pgtx_result *r)
 		set_state(s, STORE_FULL, "the database server has no space or memory left");
 	else if (r->class == PG_CLASS_READ_ONLY)
 		set_state(s, STORE_READ_ONLY, "the database refuses writes: it is read-only");
-	else if (strcmp(r->sqlstate, "42P01") == 0 || strcmp(r->sqlstate, "3F000") == 0 || strcmp(r->sqlstate, "42703") == 0)
-		set_state(s, STORE_CHECKING, "the schema does not fit any more");
+	else if (blames_schema(r->sqlstate))
+		set_state(s, STORE_CHECKING, "the schema does not fit any more, or the rights on it");
 	if (s->state != STORE_READY)
-		loop_timer_after(s->recheck, RECHECK_US);
+		look_again(s);
 }
 
 static void on_sent(void *arg, const struct pgtx_result *r)
@@ -177,7 +199,7 @@ static void on_enrolled(void *arg, const struct pgtx_result *r)
 		set_state(s, STORE_READ_ONLY, "the database refuses writes: it is read-only");
 	else if (r->class == PG_CLASS_RESOURCES)
 		set_state(s, STORE_FULL, "the database server has no space or memory left");
-	loop_timer_after(s->recheck, RECHECK_US);
+	look_again(s);
 }
 
 static void enrol(struct store *s)
@@ -193,20 +215,26 @@ static void enrol(struct store *s)
 	pgargs_text(a, PACKAGE_VERSION);
 	pgargs_i32(a, INSTANCE_ALIVE_S);
 	if (send_one(s, &SQL_ENROL, a, on_enrolled) != 0)
-		loop_timer_after(s->recheck, RECHECK_US);
+		look_again(s);
 }
 
-static void judge_version(struct store *s, int version)
+static void judge_version(struct store *s, int version, const char *closed)
 {
 	struct fault f = { 0 };
-	if (version == SCHEMA_VERSION) {
+	if (version == SCHEMA_VERSION && closed == NULL) {
 		enrol(s);
+		return;
+	}
+	if (version == SCHEMA_VERSION) {
+		(void)fault_set(&f, ST_DENIED, "the database user may not read and write in the schema refreshd: %s", closed);
+		set_state(s, STORE_WRONG_SCHEMA, f.text);
+		look_again(s);
 		return;
 	}
 	(void)fault_set(&f, ST_VERSION, "the database has schema version %d, this program needs %d: %s", version, SCHEMA_VERSION,
 		version < SCHEMA_VERSION ? "run `refreshctl migrate`" : "use a newer refreshd");
 	set_state(s, STORE_WRONG_SCHEMA, f.text);
-	loop_timer_after(s->recheck, RECHECK_US);
+	look_again(s);
 }
 
 static void on_checked(void *arg, const struct pgtx_result *r)
@@ -216,16 +244,17 @@ static void on_checked(void *arg, const struct pgtx_result *r)
 	if (s->state == STORE_CONNECTING)
 		return;
 	if (r->class == PG_CLASS_OK) {
-		judge_version(s, (int)pgresult_int(&r->results[0], 0, 0));
+		const struct pgresult *x = &r->results[0];
+		judge_version(s, (int)pgresult_int(x, 0, 0), pgresult_null(x, 0, 1) ? NULL : pgresult_text(x, 0, 1, NULL));
 		return;
 	}
 	if (r->class == PG_CLASS_BUG) { /* no such table or schema, or no right to read it */
 		if (strcmp(r->sqlstate, "42501") == 0)
 			set_state(s, STORE_WRONG_SCHEMA, "the database user has no rights on the schema refreshd");
 		else
-			judge_version(s, 0);
+			judge_version(s, 0, NULL);
 	}
-	loop_timer_after(s->recheck, RECHECK_US);
+	look_again(s);
 }
 
 static void check(void *arg)
@@ -237,7 +266,7 @@ static void check(void *arg)
 	if (s->state == STORE_CONNECTING)
 		set_state(s, STORE_CHECKING, "checking the schema");
 	if (send_one(s, &SQL_CHECK, pgargs_new(), on_checked) != 0)
-		loop_timer_after(s->recheck, RECHECK_US);
+		look_again(s);
 }
 
 static void on_pool_state(void *arg, bool up, const struct fault *why)
@@ -261,14 +290,14 @@ static void on_heartbeat(void *arg, const struct pgtx_result *r)
 	s->heartbeat_in_flight = false;
 	if (r->class != PG_CLASS_OK || s->state == STORE_CONNECTING) {
 		if (s->state != STORE_CONNECTING && s->state != STORE_READY)
-			loop_timer_after(s->recheck, RECHECK_US);
+			look_again(s);
 		return;
 	}
 	if (pgresult_rows(&r->results[0]) == 0) {
 		/* Someone took our name, or the row was removed: our leases may be taken over, so stop and enrol anew. */
 		s->epoch = 0;
 		set_state(s, STORE_FENCED, "the instance row was taken over: another refreshd runs under this instance name");
-		loop_timer_after(s->recheck, RECHECK_US);
+		look_again(s);
 		return;
 	}
 	int64_t live = pgresult_int(&r->results[0], 0, 0);
@@ -364,9 +393,11 @@ enum store_state store_state(const struct store *s)
 	return s->state;
 }
 
+/* The pool goes on trying, and the latest reason says most: first the connection was lost, now the server is not there. */
 const char *store_why(const struct store *s)
 {
-	return s->why.text;
+	const char *latest = s->state == STORE_CONNECTING ? pgpool_last_fault(s->pool)->text : "";
+	return latest[0] != '\0' ? latest : s->why.text;
 }
 
 bool store_writable(const struct store *s)
