@@ -117,7 +117,7 @@ def client_refused(tap, world):
 	world.sim.realm("cli", mode="strict", at_ttl=3600, auth="basic", client_secret=w.CLIENT_SECRET)
 	v = world.vault("cli", {"cli": {"max_in_flight": 4}})
 	v.write("client-secret", "not-the-right-one-at-all\n")
-	v.import_lines(due_now(world.sim.mint("cli", 30)))
+	v.import_lines(world.sim.mint("cli", 30, expires_in=160, issued_ago=100))
 	v.start()
 	wait_until("a refusal", lambda: v.metrics().get("refreshes_total", provider="cli", outcome="client_broken") >= 1)
 	wait_until("what was in flight to end", v.quiet)
@@ -133,7 +133,10 @@ def client_refused(tap, world):
 		[("cli", "client", "client_refused")])
 	v.write("client-secret", w.CLIENT_SECRET + "\n")
 	v.signal(signal.SIGHUP)
-	wait_until("all to be refreshed with the right secret", lambda: v.count("refreshd.credential WHERE refreshes = 0") == 0, 25)
+	wait_until("those that were not tried to be refreshed with the right secret",
+		lambda: v.count("refreshd.credential WHERE refreshes = 0") == refused, 25)
+	waiting = [r["due_in"] for r in v.rows().values() if r["refreshes"] == 0]
+	tap.check("those that were refused follow within a minute", all(0 < x < 60 for x in waiting), waiting)
 	tap.equal("the breaker is closed again", v.metrics().get("provider_circuit_open", provider="cli"), 0)
 	w.judge_ledger(tap, world.sim, "cli")
 	w.judge_tokens(tap, world.sim, v, "cli")

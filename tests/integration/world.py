@@ -95,6 +95,7 @@ class Tap:
 					self.note("log of %s:\n%s" % (v.name, v.log_text()[-3000:].replace("\n", "\n# ")))
 			finally:
 				world.end_vaults()
+				world.pg.start()
 			self.note("%s took %.1f s" % (fn.__name__, time.monotonic() - began))
 		self.scenario = ""
 
@@ -344,7 +345,7 @@ class Vault:
 
 	def __init__(self, world, name, providers, clients=None, db_url=None, wrap=None, migrate=True, **sections):
 		"""providers: key -> options over a default of the realm of that name in world.sim. sections: whole
-		top-level sections to merge over the defaults. wrap: a command to run the daemon under."""
+		top-level sections to merge over the defaults. wrap: arguments for the setpriv that starts the daemon."""
 		self.world, self.name, self.wrap = world, name, list(wrap or [])
 		self.dir = os.path.join(world.dir, name)
 		os.mkdir(self.dir, 0o755)
@@ -436,7 +437,7 @@ class Vault:
 
 	def import_lines(self, lines):
 		text = "".join(json.dumps(x) + "\n" for x in lines)
-		return self.ctl("import", "-", stdin=text)
+		return self.ctl("import", "-", "--create-apps", "--strict", stdin=text)
 
 	# --- the process
 
