@@ -451,6 +451,17 @@ static bool lease_suffices(const struct attempt *a)
 	return left >= timeout + LEASE_MARGIN_US;
 }
 
+static void mark_sealed(struct attempt *a, const struct store_claimed *c)
+{
+	settle_facts_plain(&a->facts, c);
+	a->opened = true;
+	a->provider = conf_provider(a->conf, a->facts.service_id);
+	drop_gate(a);
+	/* Nothing is sealed on this path, and the entity's words are bounded. */
+	ALWAYS(settle_unsealable(&a->facts, a->conf, a->provider, sys_wall_us(), &a->record) == 0);
+	attempt_settle(a);
+}
+
 static void begin_attempt(struct attempt *a, const struct store_claimed *c)
 {
 	struct fault f = { 0 };
@@ -461,7 +472,7 @@ static void begin_attempt(struct attempt *a, const struct store_claimed *c)
 	}
 	if (settle_facts_init(&a->facts, a->conf->keyring, c, &f) != 0) {
 		log_error("refresh.sealed", K_ID(a->id), K_FAULT(&f));
-		attempt_release(a, sys_wall_us() + 300 * US_PER_S);
+		mark_sealed(a, c);
 		return;
 	}
 	a->opened = true;

@@ -481,6 +481,12 @@ void scheduler_replan(struct scheduler *s)
 	poll_now(s);
 }
 
+void scheduler_poll(struct scheduler *s)
+{
+	if (s->running)
+		poll_now(s);
+}
+
 void scheduler_start(struct scheduler *s)
 {
 	s->running = true;

@@ -27,6 +27,7 @@ void scheduler_start(struct scheduler *s); /* first poll */
 void scheduler_stop(struct scheduler *s);  /* no more polls, no more claims */
 /* Something may have changed: the database is back, a gate has room, the clock jumped. */
 void scheduler_kick(struct scheduler *s);
+void scheduler_poll(struct scheduler *s); /* rows may have become due that memory does not know */
 void scheduler_replan(struct scheduler *s); /* forget what is in memory and load it again (clock jump, reload) */
 
 /* One entry, e.g. after a refresh or an import; beyond the horizon it is left to the poll. */

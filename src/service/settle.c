@@ -17,6 +17,8 @@
 #define RAW_MAX ((size_t)2 * 1024 * 1024)
 #define TOKEN_MAX ((size_t)128 * 1024)
 #define DOUBTS_MAX 1000
+/* A missing key comes back with a reload, made by a person. */
+#define SEALED_RETRY_US (300 * US_PER_S)
 /* A provider that hands out tokens of no length must not make us turn in circles. */
 #define MIN_INTERVAL_US (2 * US_PER_S)
 #define REFUSED_WAIT_CAP_US (600 * US_PER_S)
@@ -40,7 +42,7 @@ static int open_json(struct keyring *k, enum seal_column col, const uint8_t id[1
 	return e == 0 ? 0 : fault_set(f, e, "%s cannot be opened: %s", col == SEAL_SETTINGS ? "the settings" : "the captured fields", status_text(e));
 }
 
-static void copy_plain(struct settle_facts *x, const struct store_claimed *c)
+void settle_facts_plain(struct settle_facts *x, const struct store_claimed *c)
 {
 	memset(x, 0, sizeof *x);
 	memcpy(x->id, c->id, sizeof x->id);
@@ -73,7 +75,7 @@ static void copy_plain(struct settle_facts *x, const struct store_claimed *c)
 
 int settle_facts_init(struct settle_facts *x, struct keyring *k, const struct store_claimed *c, struct fault *f)
 {
-	copy_plain(x, c);
+	settle_facts_plain(x, c);
 	int e = 0;
 	if (c->refresh_token != NULL) {
 		e = seal_open(k, SEAL_REFRESH_TOKEN, c->id, c->token_version, c->refresh_token, c->refresh_token_len, &x->refresh_token);
@@ -315,8 +317,9 @@ static int settle_failed(const struct settle_facts *x, const struct conf *c, con
 	if (doubt && p->rotation != ROTATION_NONE && x->doubts < DOUBTS_MAX)
 		r->doubts = x->doubts + 1;
 	int64_t since = x->first_failed_at != 0 ? x->first_failed_at : now;
+	/* Only an answer that is missing now says that a rotation may have been lost; an earlier doubt alone does not. */
 	if (now - since >= c->refresh.retry_window_us)
-		return settle_dead(x, p, r->doubts > 0 ? REASON_ROTATION_LOST : REASON_RETRY_WINDOW_OVER, now, out);
+		return settle_dead(x, p, doubt && r->doubts > 0 ? REASON_ROTATION_LOST : REASON_RETRY_WINDOW_OVER, now, out);
 	r->reason = g->reason;
 	r->failures = x->failures + 1;
 	r->first_failed_at = since;
@@ -388,7 +391,7 @@ enum settle_verdict settle_before_send(const struct settle_facts *x, const struc
 	struct settle_record *out, int64_t *due_at)
 {
 	*due_at = 0;
-	if (!x->enabled || x->auth_type != AUTH_OAUTH2) {
+	if (!x->enabled || x->auth_type != AUTH_OAUTH2 || x->health == HEALTH_REVOKED) {
 		begin(x, out)->due_at = TIME_NEVER;
 		return SETTLE_RECORD;
 	}
@@ -407,6 +410,13 @@ enum settle_verdict settle_before_send(const struct settle_facts *x, const struc
 		return SETTLE_RECORD;
 	*due_at = now + 30 * US_PER_S;
 	return SETTLE_RELEASE;
+}
+
+int settle_unsealable(const struct settle_facts *x, const struct conf *c, const struct provider *p, int64_t now, struct settle_record *out)
+{
+	(void)begin(x, out);
+	const struct grant_result g = { .outcome = OUTCOME_NEVER_SENT, .reason = REASON_SEALED, .retry_after_us = SEALED_RETRY_US };
+	return settle_failed(x, c, p, &g, now, out);
 }
 
 void settle_missing_settings(const struct settle_facts *x, const struct provider *p, int64_t now, struct settle_record *out)

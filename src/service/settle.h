@@ -32,6 +32,8 @@ struct settle_facts {
 
 /* Copies and opens. ST_NO_KEY or ST_CRYPTO: the sealed text cannot be opened; the fault says which. */
 int settle_facts_init(struct settle_facts *x, struct keyring *k, const struct store_claimed *c, struct fault *f) MUST_USE;
+/* The same without what is sealed: for a row whose sealed part cannot be opened. */
+void settle_facts_plain(struct settle_facts *x, const struct store_claimed *c);
 void settle_facts_fini(struct settle_facts *x);
 
 /* What is to be persisted; owns what store_result points to. */
@@ -60,6 +62,9 @@ enum settle_verdict {
 /* Checks before a send: enabled, oauth2, a refresh token, a provider and a client. */
 enum settle_verdict settle_before_send(const struct settle_facts *x, const struct provider *p, const struct client *c, int64_t now,
 	struct settle_record *out, int64_t *due_at);
+/* What is sealed cannot be opened (a key is missing from the keyring, or the bytes were damaged): failing, not dead, until the retry
+ * window is over. */
+int settle_unsealable(const struct settle_facts *x, const struct conf *c, const struct provider *p, int64_t now, struct settle_record *out) MUST_USE;
 /* The request could not be built because a setting is missing. */
 void settle_missing_settings(const struct settle_facts *x, const struct provider *p, int64_t now, struct settle_record *out);
 

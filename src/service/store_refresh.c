@@ -576,7 +576,7 @@ static void on_notice(void *arg, const char *payload)
 {
 	const struct store_notice *w = arg;
 	uint8_t id[16];
-	if (payload == NULL)
+	if (payload == NULL || payload[0] == '\0') /* reconnected, or a whole import */
 		w->fn(w->arg, NULL);
 	else if (str_parse_uuid(payload, strlen(payload), id) == 0)
 		w->fn(w->arg, id); /* anything else was sent by someone else */

@@ -124,9 +124,9 @@ struct store_gauges {
 typedef void store_gauges_fn(void *arg, int code, const struct store_gauges *g);
 int store_gauges(struct store *s, bool count_states, store_gauges_fn *fn, void *arg) MUST_USE;
 
-/* NOTIFY refreshd_due, '<uuid>': rare operator acts (refresh now, import). */
+/* NOTIFY refreshd_due, '<uuid>': rare operator acts (refresh now); without a payload: many rows (an import). */
 struct store_notice {
-	void (*fn)(void *arg, const uint8_t *id); /* NULL: something may have been missed */
+	void (*fn)(void *arg, const uint8_t *id); /* NULL: several, or something may have been missed */
 	void *arg;
 };
 void store_on_notice(struct store *s, struct store_notice *w); /* w lives as long as the store */

@@ -219,6 +219,28 @@ START_TEST(retry_window_ends_in_failed)
 	const struct store_result *r = answer(&t, OUTCOME_TRANSIENT, REASON_PROVIDER_ERROR);
 	ck_assert_int_eq(r->reason, REASON_RETRY_WINDOW_OVER);
 	ck_assert_int_eq(r->event, EVENT_REFRESH_FAILED);
+	/* A doubt of long ago is no proof of a lost rotation; an answer that is missing at the end is the best there is. */
+	t.x.doubts = 2;
+	ck_assert_int_eq(answer(&t, OUTCOME_NEVER_SENT, REASON_UNREACHABLE)->reason, REASON_RETRY_WINDOW_OVER);
+	ck_assert_int_eq(answer(&t, OUTCOME_IN_DOUBT, REASON_NO_ANSWER)->reason, REASON_ROTATION_LOST);
+	stop(&t);
+}
+END_TEST
+
+START_TEST(what_cannot_be_opened_is_failing_and_says_so)
+{
+	struct bench t;
+	start(&t, "rotation: strict");
+	settle_record_fini(&t.out);
+	settle_record_init(&t.out);
+	ck_ok(settle_unsealable(&t.x, t.conf, t.p, sys_wall_us(), &t.out));
+	const struct store_result *r = &t.out.result;
+	ck_assert_int_eq(r->reason, REASON_SEALED);
+	ck_assert_int_eq(r->health, HEALTH_PENDING);
+	ck_assert_int_eq(r->event, EVENT_REFRESH_PENDING);
+	ck_assert(!r->has_token);
+	ck_assert_int_ge(r->due_at, sys_wall_us() + SECONDS(300));
+	ck_assert_int_le(r->due_at, sys_wall_us() + SECONDS(330));
 	stop(&t);
 }
 END_TEST
@@ -318,6 +340,7 @@ Suite *unit_suite(void)
 	unit_add(t, doubts_are_counted_by_outcome_and_rotation);
 	unit_add(t, pace_of_trying_again_in_doubt);
 	unit_add(t, retry_window_ends_in_failed);
+	unit_add(t, what_cannot_be_opened_is_failing_and_says_so);
 	unit_add(t, refused_client_touches_nothing_and_comes_back_before_expiry);
 	unit_add(t, before_a_send);
 	unit_add(t, missing_settings_wait_for_a_change);
