@@ -27,6 +27,7 @@
 #include "io/loop.h"
 #include "io/notify.h"
 #include "io/resolver.h"
+#include "service/api.h"
 #include "service/budget.h"
 #include "service/health.h"
 #include "service/refresh.h"
@@ -63,6 +64,7 @@ struct daemon {
 	struct refresh *refresh;
 	struct scheduler *scheduler;
 	struct webhook *webhook;
+	struct api *api; /* NULL: none is configured */
 	struct health *health;
 	struct health_parts parts;
 	struct store_notice notice;
@@ -99,6 +101,8 @@ static void run_now(struct daemon *d)
 	d->parts.scheduler = d->scheduler;
 	scheduler_start(d->scheduler);
 	webhook_start(d->webhook);
+	if (d->api != NULL)
+		api_start(d->api);
 	health_poll(d->health);
 	notify_ready();
 	log_notice("daemon.ready", K_TEXT("instance", d->conf->instance), K_INT("epoch", store_epoch(d->store)));
@@ -231,7 +235,8 @@ static void on_notice(void *arg, const uint8_t *id)
 	MAGIC_CHECK(d, MAGIC);
 	if (id != NULL)
 		scheduler_look_at(d->scheduler, id);
-	/* A missed notice is found by the overdue poll. */
+	else
+		scheduler_poll(d->scheduler);
 }
 
 static void on_clock_jump(void *arg)
@@ -322,6 +327,8 @@ static void on_terminate(void *arg)
 	notify_stopping();
 	notify_extend_timeout(limit);
 	health_set_draining(d->health);
+	if (d->api != NULL)
+		api_drain(d->api);
 	scheduler_stop(d->scheduler);
 	d->drain_deadline = loop_timer_new(d->loop, on_drain_deadline, d);
 	loop_timer_after(d->drain_deadline, limit);
@@ -338,6 +345,9 @@ static void use_conf(struct daemon *d)
 	refresh_set_conf(d->refresh, d->conf);
 	scheduler_set_conf(d->scheduler, d->conf);
 	webhook_set_conf(d->webhook, d->conf);
+	struct fault f = { 0 };
+	if (d->api != NULL && api_set_conf(d->api, d->conf, &f) != 0)
+		log_error("api.certificate_kept", K_FAULT(&f), K_TEXT("hint", "the certificate in use is unchanged"));
 }
 
 static void log_errors(const struct conf_errors *errors)
@@ -506,7 +516,11 @@ static int open_services(struct daemon *d, struct fault *f)
 	d->parts = (struct health_parts){ .store = d->store, .journal = d->journal, .refresh = d->refresh, .webhook = d->webhook };
 	d->health = health_new(d->loop, &d->parts);
 	use_conf(d);
-	return health_listen(d->health, d->conf, f);
+	e = health_listen(d->health, d->conf, f);
+	if (e != 0 || !d->conf->api.on)
+		return e;
+	const struct api_parts ap = { .store = d->store, .scheduler = d->scheduler, .outbox = on_outbox, .arg = d };
+	return api_new(d->loop, &ap, d->conf, &d->api, f);
 }
 
 static int wire(struct daemon *d, struct fault *f)
@@ -543,6 +557,7 @@ static void tear_down(struct daemon *d)
 		scheduler_stop(d->scheduler);
 	store_free(d->store);
 	d->parts.store = NULL;
+	api_free(d->api);
 	webhook_free(d->webhook);
 	health_free(d->health);
 	refresh_free(d->refresh);
@@ -586,7 +601,8 @@ int daemon_run(struct conf *conf)
 	if (e == 0)
 		e = wire(&d, &f);
 	if (e == 0) {
-		log_notice("daemon.start", K_TEXT("version", PACKAGE_VERSION), K_TEXT("config", conf->path), K_UINT("metrics_port", health_port(d.health)));
+		log_notice("daemon.start", K_TEXT("version", PACKAGE_VERSION), K_TEXT("config", conf->path), K_UINT("metrics_port", health_port(d.health)),
+			K_UINT("api_port", d.api != NULL ? api_port(d.api) : 0));
 		notify_status(phase_word(d.phase));
 		e = loop_run(d.loop);
 		if (e != 0)

@@ -59,6 +59,7 @@ struct conf {
 		bool on;
 		struct listen_addr listen;
 		char *cert_file, *key_file; /* NULL: no TLS */
+		double rate_per_s;	    /* of one key; default 100/s; 0: unlimited */
 	} api;
 	struct {
 		bool on;

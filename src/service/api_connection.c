@@ -1,0 +1,258 @@
+/*
+ * api_connection - list, get, delete: the connections as they are stored, and as they could be.
+ *
+ * A service that is configured and not connected is `available`; it has no row, here it is made up from the configuration.
+ */
+#include "service/api_priv.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/sys.h"
+
+#define LIST_MAX ((size_t)64 * 1024 * 1024)
+#define ENTITY_MAX ((size_t)32 * 1024)
+
+/* ---------------------------------------------------------------- one */
+
+static void on_got(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	struct api_call *c = arg;
+	const struct provider *p = api_provider(c);
+	struct api_reply r;
+	if (code != 0) {
+		api_fail_store(c, code);
+	} else if (n > 0) {
+		api_reply_connection(c, &v[0]);
+	} else if (p == NULL) {
+		api_fail_missing(c);
+	} else {
+		api_reply_begin(&r, c, API_BODY_MAX, false);
+		api_write_available(&r.w, "data", c, p, c->key.unified_api);
+		api_reply_send(&r);
+	}
+}
+
+void api_do_get(struct api_call *c)
+{
+	struct store_conn_id id;
+	api_conn_id(c, &id);
+	int e = store_connections(c->api->parts.store, &id, 1, false, on_got, c);
+	if (e != 0)
+		api_fail_store(c, e);
+}
+
+/* ---------------------------------------------------------------- many */
+
+enum filter { FILTER_NONE, FILTER_CONFIGURED, FILTER_NOT_CONFIGURED };
+
+struct list_state {
+	enum filter filter;
+	unsigned limit;
+	bool first_page;
+	char *unified_api; /* NULL: all */
+};
+
+static void list_free(void *state)
+{
+	struct list_state *s = state;
+	mem_free(s->unified_api);
+	mem_free(s);
+}
+
+static bool is_configured(const struct store_connection *k)
+{
+	return strcmp(k->state, "available") != 0 && strcmp(k->state, "added") != 0;
+}
+
+static bool is_there(const struct store_connection *v, size_t n, const char *unified_api, const char *service_id)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (strcmp(v[i].key.unified_api, unified_api) == 0 && strcmp(v[i].key.service_id, service_id) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* What the consumer could connect and has not. */
+static size_t write_available(struct api_reply *r, const struct list_state *s, const struct store_connection *v, size_t n)
+{
+	size_t written = 0;
+	const struct conf *c = r->call->conf;
+	for (size_t i = 0; i < c->n_providers; i++) {
+		const struct provider *p = c->providers[i];
+		for (size_t k = 0; k < p->unified_apis.n; k++) {
+			const char *api = p->unified_apis.v[k];
+			if ((s->unified_api != NULL && strcmp(s->unified_api, api) != 0) || is_there(v, n, api, p->key))
+				continue;
+			api_write_available(&r->w, NULL, r->call, p, api);
+			written++;
+		}
+	}
+	return written;
+}
+
+static void on_listed(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	struct api_call *c = arg;
+	struct list_state *s = c->state;
+	struct api_reply r;
+	struct buf next = BUF_INIT(4096);
+	size_t written = 0, shown = n > s->limit ? s->limit : n;
+	if (code != 0) {
+		api_fail_store(c, code);
+		return;
+	}
+	api_reply_begin(&r, c, LIST_MAX, false);
+	jsonw_array(&r.w, "data");
+	for (size_t i = 0; i < shown; i++) {
+		if (s->filter != FILTER_NONE && is_configured(&v[i]) != (s->filter == FILTER_CONFIGURED))
+			continue;
+		api_write_connection(&r.w, NULL, c->conf, &v[i]);
+		written++;
+	}
+	if (s->filter == FILTER_NOT_CONFIGURED && c->consumer != NULL && s->first_page && shown == n)
+		written += write_available(&r, s, v, n);
+	jsonw_array_end(&r.w);
+	if (shown < n) {
+		const struct conn_key *last = &v[shown - 1].key;
+		const char *const parts[] = { last->consumer_id, last->unified_api, last->service_id };
+		ALWAYS(api_cursor_write(&next, parts, 3) == 0); /* three ids of bounded length */
+	}
+	api_reply_page(&r, written, &next);
+	buf_fini(&next);
+	api_reply_send(&r);
+}
+
+/* 0, or a wrong parameter that was answered. */
+static int read_list(struct api_call *c, struct list_state *s, struct buf *plain, struct store_conn_list *w)
+{
+	struct buf text = BUF_INIT(2048);
+	const char *parts[3] = { "", "", "" };
+	int64_t limit;
+	bool only = false;
+	int e = api_query(c, "configured", &text);
+	if (e == 0 && text.len > 0) {
+		e = str_parse_bool(buf_str(&text), text.len, &only);
+		s->filter = only ? FILTER_CONFIGURED : FILTER_NOT_CONFIGURED;
+	}
+	const char *wrong = e != 0 && e != ST_NOT_FOUND ? "configured" : NULL;
+	e = wrong == NULL ? api_query(c, "api", &text) : e;
+	if (e == 0 && text.len > 0)
+		s->unified_api = mem_strndup(buf_str(&text), text.len);
+	else if (wrong == NULL && e != 0 && e != ST_NOT_FOUND)
+		wrong = "api";
+	e = wrong == NULL ? api_query(c, "cursor", &text) : e;
+	if (e == 0 && text.len > 0) {
+		s->first_page = false;
+		e = api_cursor_read(buf_str(&text), text.len, plain, parts, 3);
+	}
+	if (wrong == NULL && e != 0 && e != ST_NOT_FOUND)
+		wrong = "cursor";
+	buf_fini(&text);
+	if (wrong != NULL) {
+		api_fail(c, API_BAD_REQUEST, "query parameter %s cannot be understood", wrong);
+		return ST_INVALID;
+	}
+	if (api_query_int(c, "limit", API_PAGE_MAX, 1, API_PAGE_MAX, &limit) != 0)
+		return ST_INVALID;
+	s->limit = (unsigned)limit;
+	*w = (struct store_conn_list){
+		.application_id = c->application,
+		.consumer_id = c->consumer,
+		.unified_api = s->unified_api,
+		.after = { c->application, parts[0], parts[1], parts[2] },
+		.limit = s->limit + 1, /* one more tells whether there is more */
+	};
+	return 0;
+}
+
+void api_do_list(struct api_call *c)
+{
+	struct store_conn_list w;
+	struct list_state *s = mem_alloc(sizeof *s);
+	struct buf plain = BUF_INIT(2048);
+	s->first_page = true;
+	c->state = s;
+	c->free_state = list_free;
+	if (read_list(c, s, &plain, &w) == 0) {
+		int e = store_connections_list(c->api->parts.store, &w, on_listed, c);
+		if (e != 0)
+			api_fail_store(c, e);
+	}
+	buf_fini(&plain);
+}
+
+/* ---------------------------------------------------------------- forget */
+
+int api_build_event(const struct conf *c, const struct store_connection *k, const char *state, const char *health, bool enabled,
+	int64_t updated_at, struct buf *entity, struct buf *entity_id)
+{
+	const struct provider *p = conf_provider(c, k->key.service_id);
+	const struct event_entity e = {
+		.application_id = k->key.application_id,
+		.consumer_id = k->key.consumer_id,
+		.unified_api = k->key.unified_api,
+		.service_id = k->key.service_id,
+		.name = p != NULL ? p->name : k->key.service_id,
+		.website = p != NULL ? p->website : NULL,
+		.auth_type = k->auth_type,
+		.state = state,
+		.health = health,
+		.enabled = enabled,
+		.created_at = k->created_at,
+		.updated_at = updated_at,
+		.last_refresh_failed_at = k->last_failed_at,
+	};
+	int rc = event_entity_build(&e, entity);
+	return rc != 0 ? rc : buf_printf(entity_id, "%s+%s", k->key.application_id, k->key.consumer_id);
+}
+
+static void on_forgotten(void *arg, int code, int64_t n)
+{
+	struct api_call *c = arg;
+	if (code != 0) {
+		api_fail_store(c, code);
+		return;
+	}
+	if (n > 0)
+		c->api->parts.outbox(c->api->parts.arg);
+	if (n > 0)
+		api_reply_empty(c);
+	else
+		api_fail_missing(c);
+}
+
+static void on_found(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	struct api_call *c = arg;
+	if (code != 0 || n == 0) {
+		if (code != 0)
+			api_fail_store(c, code);
+		else
+			api_fail_missing(c);
+		return;
+	}
+	struct buf entity = BUF_INIT(ENTITY_MAX), entity_id = BUF_INIT(1024);
+	int64_t now = sys_wall_us();
+	struct store_forget f = { .application_id = c->application };
+	memcpy(f.id, v[0].id, 16);
+	int e = api_build_event(c->conf, &v[0], conn_state_word(CONN_AVAILABLE), v[0].health, false, now, &entity, &entity_id);
+	f.entity = buf_str(&entity);
+	f.entity_id = buf_str(&entity_id);
+	if (e == 0)
+		e = store_forget(c->api->parts.store, &f, 1, now, on_forgotten, c);
+	if (e != 0)
+		api_fail_store(c, e);
+	buf_fini(&entity);
+	buf_fini(&entity_id);
+}
+
+void api_do_delete(struct api_call *c)
+{
+	struct store_conn_id id;
+	api_conn_id(c, &id);
+	int e = store_connections(c->api->parts.store, &id, 1, false, on_found, c);
+	if (e != 0)
+		api_fail_store(c, e);
+}

@@ -1,0 +1,433 @@
+/*
+ * api_consumer - the consumers of an application, and what they have; the log of what happened to their connections.
+ *
+ * A consumer is made by its first connection and gone with its last: there is no table of them.
+ */
+#include "service/api_priv.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/sys.h"
+
+#define PAGE_DEFAULT 20
+#define PAGE_MAX 200
+#define LIST_MAX ((size_t)16 * 1024 * 1024)
+#define ENTITY_MAX ((size_t)32 * 1024)
+#define FORGET_GROUP 100
+
+struct page {
+	unsigned limit;
+	unsigned tries;
+	int64_t forgotten;
+};
+
+static struct page *page_new(struct api_call *c)
+{
+	struct page *p = mem_alloc(sizeof *p);
+	c->state = p;
+	c->free_state = mem_free;
+	return p;
+}
+
+/* limit and cursor; 0, or answered. `n` parts in `plain`. */
+static int read_page(struct api_call *c, struct page *p, struct buf *plain, const char **parts, size_t n, bool *first)
+{
+	struct buf text = BUF_INIT(2048);
+	int64_t limit;
+	int e = api_query(c, "cursor", &text);
+	*first = e == ST_NOT_FOUND || text.len == 0;
+	if (e == 0 && text.len > 0)
+		e = api_cursor_read(buf_str(&text), text.len, plain, parts, n);
+	buf_fini(&text);
+	if (e != 0 && e != ST_NOT_FOUND) {
+		api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
+		return ST_INVALID;
+	}
+	e = api_query_int(c, "limit", PAGE_DEFAULT, 1, PAGE_MAX, &limit);
+	p->limit = e == 0 ? (unsigned)limit : 0;
+	return e;
+}
+
+static void write_iso(struct jsonw *w, const char *name, int64_t wall_us)
+{
+	char text[STR_ISO_BYTES];
+	if (wall_us == 0 || wall_us == INT64_MAX) {
+		jsonw_null(w, name);
+		return;
+	}
+	str_format_iso_ms(wall_us, text);
+	jsonw_str(w, name, text);
+}
+
+/* Requests are not counted here: an application calls its providers itself. */
+static void write_counts(struct jsonw *w)
+{
+	jsonw_int(w, "aggregated_request_count", 0);
+	jsonw_object(w, "request_counts");
+	jsonw_int(w, "unify", 0);
+	jsonw_int(w, "proxy", 0);
+	jsonw_int(w, "vault", 0);
+	jsonw_object_end(w);
+}
+
+/* ---------------------------------------------------------------- many */
+
+static void on_consumers(void *arg, int code, const struct store_consumer *v, size_t n)
+{
+	struct api_call *c = arg;
+	const struct page *p = c->state;
+	struct buf next = BUF_INIT(2048);
+	struct api_reply r;
+	size_t shown = n > p->limit ? p->limit : n;
+	if (code != 0) {
+		api_fail_store(c, code);
+		return;
+	}
+	api_reply_begin(&r, c, LIST_MAX, false);
+	jsonw_array(&r.w, "data");
+	for (size_t i = 0; i < shown; i++) {
+		jsonw_object(&r.w, NULL);
+		jsonw_str(&r.w, "consumer_id", v[i].consumer_id);
+		jsonw_str(&r.w, "application_id", c->application);
+		jsonw_object(&r.w, "metadata");
+		jsonw_object_end(&r.w);
+		jsonw_raw(&r.w, "services", v[i].services, strlen(v[i].services));
+		write_counts(&r.w);
+		write_iso(&r.w, "created", v[i].created_at);
+		write_iso(&r.w, "modified", v[i].updated_at);
+		jsonw_object_end(&r.w);
+	}
+	jsonw_array_end(&r.w);
+	if (shown < n)
+		ALWAYS(api_cursor_write(&next, &v[shown - 1].consumer_id, 1) == 0);
+	api_reply_page(&r, shown, &next);
+	buf_fini(&next);
+	api_reply_send(&r);
+}
+
+void api_do_consumers(struct api_call *c)
+{
+	struct page *p = page_new(c);
+	struct buf plain = BUF_INIT(2048);
+	const char *after = "";
+	bool first;
+	if (read_page(c, p, &plain, &after, 1, &first) == 0) {
+		int e = store_consumers(c->api->parts.store, c->application, after, p->limit + 1, on_consumers, c);
+		if (e != 0)
+			api_fail_store(c, e);
+	}
+	buf_fini(&plain);
+}
+
+/* ---------------------------------------------------------------- one */
+
+static void write_connection(struct jsonw *w, const struct api_call *c, const struct store_connection *k)
+{
+	const struct provider *p = conf_provider(c->conf, k->key.service_id);
+	char id[160];
+	(void)snprintf(id, sizeof id, "%s+%s", k->key.unified_api, k->key.service_id);
+	jsonw_object(w, NULL);
+	jsonw_str(w, "id", id);
+	jsonw_str(w, "name", p != NULL ? p->name : k->key.service_id);
+	jsonw_str(w, "icon", "");
+	jsonw_str(w, "logo", "");
+	jsonw_str(w, "website", p != NULL && p->website != NULL ? p->website : "");
+	jsonw_str(w, "tag_line", "");
+	jsonw_str(w, "service_id", k->key.service_id);
+	jsonw_str(w, "unified_api", k->key.unified_api);
+	jsonw_str(w, "consumer_id", k->key.consumer_id);
+	jsonw_str(w, "auth_type", k->auth_type);
+	jsonw_bool(w, "enabled", k->enabled);
+	jsonw_raw(w, "settings", k->settings_public, strlen(k->settings_public));
+	jsonw_raw(w, "metadata", k->metadata, strlen(k->metadata));
+	write_iso(w, "created_at", k->created_at);
+	write_iso(w, "updated_at", k->updated_at);
+	jsonw_str(w, "state", k->state);
+	jsonw_str(w, "health", k->health);
+	write_iso(w, "credentials_expire_at", k->expires_at);
+	write_iso(w, "last_refresh_failed_at", k->last_failed_at);
+	jsonw_object_end(w);
+}
+
+static void write_consumer(struct jsonw *w, const struct api_call *c, const struct store_connection *v, size_t n)
+{
+	int64_t created = v[0].created_at, modified = 0;
+	jsonw_object(w, "data");
+	jsonw_str(w, "consumer_id", c->key.consumer_id);
+	jsonw_str(w, "application_id", c->application);
+	jsonw_object(w, "metadata");
+	jsonw_object_end(w);
+	jsonw_array(w, "connections");
+	for (size_t i = 0; i < n; i++) {
+		write_connection(w, c, &v[i]);
+		created = v[i].created_at < created ? v[i].created_at : created;
+		modified = v[i].updated_at > modified ? v[i].updated_at : modified;
+	}
+	jsonw_array_end(w);
+	jsonw_array(w, "services");
+	for (size_t i = 0; i < n; i++) {
+		bool again = false;
+		for (size_t k = 0; k < i && !again; k++)
+			again = strcmp(v[k].key.service_id, v[i].key.service_id) == 0;
+		if (!again)
+			jsonw_str(w, NULL, v[i].key.service_id);
+	}
+	jsonw_array_end(w);
+	write_counts(w);
+	write_iso(w, "created", created);
+	write_iso(w, "modified", modified);
+	jsonw_object_end(w);
+}
+
+static int list_of_consumer(struct api_call *c, unsigned limit, store_connections_fn *fn)
+{
+	const struct store_conn_list w = {
+		.application_id = c->application,
+		.consumer_id = c->key.consumer_id,
+		.after = { c->application, "", "", "" },
+		.limit = limit,
+	};
+	return store_connections_list(c->api->parts.store, &w, fn, c);
+}
+
+/* The consumer is in the path here. False: answered. */
+static bool take_consumer(struct api_call *c)
+{
+	struct fault f = { 0 };
+	c->key.consumer_id = buf_str(&c->match.id);
+	const struct conn_key key = { c->application, c->key.consumer_id, "x", "x" };
+	if (conn_key_check(&key, &f) == 0)
+		return true;
+	api_fail(c, API_BAD_REQUEST, "%s", f.text);
+	return false;
+}
+
+static void on_consumer(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	struct api_call *c = arg;
+	struct api_reply r;
+	if (code != 0) {
+		api_fail_store(c, code);
+	} else if (n == 0) {
+		api_fail(c, API_NOT_FOUND, "there is no such consumer");
+	} else {
+		api_reply_begin(&r, c, LIST_MAX, false);
+		write_consumer(&r.w, c, v, n);
+		api_reply_send(&r);
+	}
+}
+
+void api_do_consumer(struct api_call *c)
+{
+	if (!take_consumer(c))
+		return;
+	int e = list_of_consumer(c, API_PAGE_MAX, on_consumer);
+	if (e != 0)
+		api_fail_store(c, e);
+}
+
+/* ---------------------------------------------------------------- forget all of one consumer, in groups */
+
+static void on_some(void *arg, int code, const struct store_connection *v, size_t n);
+
+static void next_some(struct api_call *c)
+{
+	int e = list_of_consumer(c, FORGET_GROUP, on_some);
+	if (e != 0)
+		api_fail_store(c, e);
+}
+
+static void on_some_forgotten(void *arg, int code, int64_t n)
+{
+	struct api_call *c = arg;
+	struct page *p = c->state;
+	if (code != 0 && code != ST_AGAIN) {
+		api_fail_store(c, code);
+		return;
+	}
+	p->forgotten += n;
+	if (n > 0)
+		c->api->parts.outbox(c->api->parts.arg);
+	else if (++p->tries > 5) {
+		api_fail(c, API_CONFLICT, "the consumer's connections were changed by others again and again; try again");
+		return;
+	}
+	next_some(c);
+}
+
+static int forget_order(const void *a, const void *b)
+{
+	return memcmp(((const struct store_forget *)a)->id, ((const struct store_forget *)b)->id, 16);
+}
+
+static int forget_some(struct api_call *c, const struct store_connection *v, size_t n)
+{
+	struct store_forget *f = mem_calloc(n, sizeof *f);
+	struct buf *entities = mem_calloc(n, sizeof *entities), entity_id = BUF_INIT(1024);
+	int64_t now = sys_wall_us();
+	int e = 0;
+	for (size_t i = 0; e == 0 && i < n; i++) {
+		buf_init(&entities[i], ENTITY_MAX);
+		buf_reset(&entity_id);
+		e = api_build_event(c->conf, &v[i], conn_state_word(CONN_AVAILABLE), v[i].health, false, now, &entities[i], &entity_id);
+		f[i].application_id = c->application;
+		f[i].entity = buf_str(&entities[i]);
+		memcpy(f[i].id, v[i].id, 16);
+	}
+	for (size_t i = 0; i < n; i++)
+		f[i].entity_id = buf_str(&entity_id); /* the same for all of a consumer */
+	qsort(f, n, sizeof *f, forget_order);
+	if (e == 0)
+		e = store_forget(c->api->parts.store, f, n, now, on_some_forgotten, c);
+	for (size_t i = 0; i < n; i++)
+		buf_fini(&entities[i]);
+	buf_fini(&entity_id);
+	mem_free(entities);
+	mem_free(f);
+	return e;
+}
+
+static void on_some(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	struct api_call *c = arg;
+	const struct page *p = c->state;
+	struct api_reply r;
+	int e = code;
+	if (code == 0 && n > 0)
+		e = forget_some(c, v, n);
+	if (e != 0) {
+		api_fail_store(c, e);
+	} else if (n == 0 && p->forgotten == 0) {
+		api_fail(c, API_NOT_FOUND, "there is no such consumer");
+	} else if (n == 0) {
+		api_reply_begin(&r, c, 4096, false);
+		jsonw_object(&r.w, "data");
+		jsonw_str(&r.w, "consumer_id", c->key.consumer_id);
+		jsonw_object_end(&r.w);
+		api_reply_send(&r);
+	}
+}
+
+void api_do_consumer_delete(struct api_call *c)
+{
+	(void)page_new(c);
+	if (take_consumer(c))
+		next_some(c);
+}
+
+/* ---------------------------------------------------------------- the log */
+
+static const char *member(struct json_object *o, const char *name)
+{
+	struct json_object *v;
+	return o != NULL && json_object_object_get_ex(o, name, &v) && json_object_get_type(v) == json_type_string ? json_object_get_string(v) : "";
+}
+
+static bool is_good(const char *event_type)
+{
+	const char *end = strrchr(event_type, '.');
+	return end == NULL || (strcmp(end, ".failed") != 0 && strcmp(end, ".pending") != 0 && strcmp(end, ".revoked") != 0);
+}
+
+static void write_happened(struct jsonw *w, const struct store_happened *x)
+{
+	char id[STR_UUID_BYTES];
+	enum reason reason;
+	bool told = x->reason != NULL && reason_parse(x->reason, &reason) == 0 && reason != REASON_NONE;
+	struct json_object *o = json_tokener_parse(x->entity);
+	const char *consumer = member(o, "consumer_id");
+	str_format_uuid(x->event_id, id);
+	jsonw_object(w, NULL);
+	jsonw_str(w, "id", id);
+	jsonw_null(w, "parent_id");
+	jsonw_str(w, "api_style", "EVENT");
+	jsonw_str(w, "base_url", "");
+	jsonw_bool(w, "child_request", false);
+	jsonw_bool(w, "has_children", false);
+	jsonw_str(w, "consumer_id", consumer);
+	jsonw_int(w, "duration", 0);
+	jsonw_int(w, "latency", 0);
+	jsonw_int(w, "execution", x->failures > 0 ? x->failures : 1);
+	jsonw_str(w, "error_message", told ? reason_text(reason) : NULL);
+	jsonw_str(w, "http_method", "");
+	jsonw_str(w, "path", "");
+	jsonw_bool(w, "sandbox", false);
+	jsonw_object(w, "operation");
+	jsonw_str(w, "id", x->event_type);
+	jsonw_str(w, "name", told ? x->reason : x->event_type);
+	jsonw_object_end(w);
+	jsonw_object(w, "service");
+	jsonw_str(w, "id", member(o, "service_id"));
+	jsonw_str(w, "name", member(o, "name"));
+	jsonw_object_end(w);
+	jsonw_bool(w, "success", is_good(x->event_type));
+	jsonw_int(w, "status_code", is_good(x->event_type) ? 200 : 502);
+	write_iso(w, "timestamp", x->occurred_at);
+	jsonw_str(w, "unified_api", member(o, "unified_api")[0] != '\0' ? member(o, "unified_api") : "vault");
+	jsonw_object_end(w);
+	json_object_put(o);
+}
+
+static void on_log(void *arg, int code, const struct store_happened *v, size_t n)
+{
+	struct api_call *c = arg;
+	const struct page *p = c->state;
+	struct buf next = BUF_INIT(512);
+	struct api_reply r;
+	size_t shown = n > p->limit ? p->limit : n;
+	if (code != 0) {
+		api_fail_store(c, code);
+		return;
+	}
+	api_reply_begin(&r, c, LIST_MAX, false);
+	jsonw_array(&r.w, "data");
+	for (size_t i = 0; i < shown; i++)
+		write_happened(&r.w, &v[i]);
+	jsonw_array_end(&r.w);
+	if (shown < n) {
+		char at[24], id[STR_UUID_BYTES];
+		const char *const parts[] = { at, id };
+		(void)snprintf(at, sizeof at, "%lld", (long long)v[shown - 1].occurred_at);
+		str_format_uuid(v[shown - 1].event_id, id);
+		ALWAYS(api_cursor_write(&next, parts, 2) == 0);
+	}
+	api_reply_page(&r, shown, &next);
+	buf_fini(&next);
+	api_reply_send(&r);
+}
+
+static int read_log_start(const char *const *parts, bool first, struct store_log *w)
+{
+	memset(w->before_id, 0xff, sizeof w->before_id);
+	w->before = INT64_MAX;
+	if (first)
+		return 0;
+	int e = str_parse_i64(parts[0], strlen(parts[0]), &w->before);
+	return e == 0 ? str_parse_uuid(parts[1], strlen(parts[1]), w->before_id) : e;
+}
+
+void api_do_logs(struct api_call *c)
+{
+	struct page *p = page_new(c);
+	struct buf plain = BUF_INIT(512), entity_id = BUF_INIT(1024);
+	const char *parts[2] = { "", "" };
+	struct store_log w = { .application_id = c->application };
+	bool first;
+	if (read_page(c, p, &plain, parts, 2, &first) == 0) {
+		int e = read_log_start(parts, first, &w);
+		if (c->consumer != NULL) {
+			ALWAYS(buf_printf(&entity_id, "%s+%s", c->application, c->consumer) == 0);
+			w.entity_id = buf_str(&entity_id);
+		}
+		w.limit = p->limit + 1;
+		if (e != 0)
+			api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
+		else if ((e = store_log(c->api->parts.store, &w, on_log, c)) != 0)
+			api_fail_store(c, e);
+	}
+	buf_fini(&plain);
+	buf_fini(&entity_id);
+}

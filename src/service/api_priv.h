@@ -1,0 +1,175 @@
+/*
+ * api_priv - what the files of the API share: one call, its reply, the routes, the waiting room.
+ */
+#ifndef REFRESHD_SERVICE_API_PRIV_H
+#define REFRESHD_SERVICE_API_PRIV_H
+
+#include "service/api.h"
+
+#include <json-c/json.h>
+
+#include "base/jsonw.h"
+#include "base/str.h"
+#include "io/httpd.h"
+#include "model/import.h"
+#include "service/store_vault.h"
+
+#define API_BODY_MAX ((size_t)512 * 1024)
+#define API_PAGE_MAX 5000
+
+/* ---- routes: a row each; a new one is a row in api_route.c, a handler, and its words in docs/openapi.json ---- */
+enum api_scope { API_OPEN = 0, API_READ = 1, API_WRITE = 2, API_CREDENTIALS = 4, API_WEBHOOKS = 8 };
+enum api_need { API_NO_CONSUMER, API_CONSUMER_OPTIONAL, API_CONSUMER };
+
+struct api_call;
+typedef void api_fn(struct api_call *c);
+struct api_route {
+	const char *name; /* the metric's label */
+	enum httpd_method method;
+	const char *path; /* {unified_api}, {service_id} and {id} are one part each, decoded */
+	unsigned scopes;  /* any of them suffices; API_OPEN: no key at all */
+	enum api_need consumer;
+	api_fn *fn;
+	bool empty_body; /* nothing is read from the body */
+};
+extern const struct api_route api_routes[];
+extern const size_t api_n_routes;
+
+struct api_match {
+	const struct api_route *route; /* NULL: none */
+	unsigned allowed;	       /* methods that the path has; 0: no such path */
+	struct buf unified_api, service_id, id;
+};
+/* ST_SYNTAX: a part that does not decode to UTF-8. */
+int api_match(const char *path, enum httpd_method method, struct api_match *m) MUST_USE;
+void api_match_init(struct api_match *m);
+void api_match_fini(struct api_match *m);
+
+/* ---- one call ---- */
+struct api_call {
+	uint32_t magic;
+	struct api *api;
+	struct api_call *prev, *next;
+	struct httpd_request *req;
+	struct conf *conf; /* the one it began with */
+	const struct api_route *route;
+	struct api_match match;
+	struct conn_key key; /* application always; consumer, unified API and service as the route has them; borrowed from below */
+	char *application, *consumer;
+	uint8_t key_hash[32];
+	char request_id[STR_UUID_BYTES];
+	int64_t began_us; /* mono */
+	void *state;	  /* the handler's own, freed by: */
+	void (*free_state)(void *state);
+};
+const struct provider *api_provider(const struct api_call *c); /* serves the unified API; NULL: no such connector */
+void api_conn_id(const struct api_call *c, struct store_conn_id *out);
+/* A parameter of the query, decoded into `out`. ST_NOT_FOUND, ST_SYNTAX. */
+int api_query(const struct api_call *c, const char *name, struct buf *out) MUST_USE;
+/* A decimal within bounds; `missing` when absent. ST_INVALID: answered already. */
+int api_query_int(struct api_call *c, const char *name, int64_t missing, int64_t min, int64_t max, int64_t *out) MUST_USE;
+
+/* ---- answers: each ends the call ---- */
+#define API_ERROR_LIST(X)                                                    \
+	X(API_BAD_REQUEST, 400, "RequestValidationError")                    \
+	X(API_BAD_HEADERS, 400, "RequestHeadersValidationError")             \
+	X(API_UNAUTHORIZED, 401, "UnauthorizedError")                        \
+	X(API_NO_CONNECTOR, 404, "ConnectorNotFoundError")                   \
+	X(API_NO_CONNECTION, 404, "ConnectionNotFoundError")                 \
+	X(API_NOT_FOUND, 404, "NotFoundError")                               \
+	X(API_BAD_METHOD, 405, "MethodNotAllowedError")                      \
+	X(API_CONFLICT, 409, "ConflictError")                                \
+	X(API_TOO_LARGE, 413, "RequestValidationError")                      \
+	X(API_SETTINGS, 422, "ConnectionSettingsError")                      \
+	X(API_TOO_MANY, 429, "RequestLimitError")                            \
+	X(API_INTERNAL, 500, "InternalServerError")                          \
+	X(API_CONNECTOR_FAILED, 502, "ConnectorExecutionError")              \
+	X(API_UNAVAILABLE, 503, "ServiceUnavailableError")                   \
+	X(API_TIMEOUT, 504, "ConnectorTimeoutError")
+enum api_error {
+#define X(id, status, word) id,
+	API_ERROR_LIST(X)
+#undef X
+};
+void api_fail(struct api_call *c, enum api_error e, const char *fmt, ...) PRINTF_LIKE(3, 4);
+void api_fail_fields(struct api_call *c, enum api_error e, const char *message, const struct import_problems *p);
+/* The provider did not refresh: detail says so in a closed set of words. */
+void api_fail_refresh(struct api_call *c, enum api_error e, const char *reason, int attempts, const char *fmt, ...) PRINTF_LIKE(5, 6);
+void api_fail_store(struct api_call *c, int code); /* of a store callback, or of a send that was refused */
+void api_fail_missing(struct api_call *c);	   /* there is no such connection, or not even a connector */
+void api_retry_after(struct api_call *c, int64_t seconds);
+
+void api_call_end(struct api_call *c, int status, struct buf *body); /* body moved; NULL: none */
+
+struct api_reply {
+	struct api_call *call;
+	struct buf body;
+	struct jsonw w;
+};
+/* The envelope up to "data": write that, then send. `max`: bytes; `secret`: the body holds a token. */
+void api_reply_begin(struct api_reply *r, struct api_call *c, size_t max, bool secret);
+void api_reply_send(struct api_reply *r);
+void api_reply_empty(struct api_call *c); /* 204 */
+void api_reply_page(struct api_reply *r, size_t items, const struct buf *next); /* meta and links; next empty: the last page */
+void api_reply_connection(struct api_call *c, const struct store_connection *k);
+/* `name`: the key it goes under; NULL in an array. */
+void api_write_connection(struct jsonw *w, const char *name, const struct conf *c, const struct store_connection *k);
+void api_write_available(struct jsonw *w, const char *name, const struct api_call *c, const struct provider *p, const char *unified_api);
+
+/* ---- cursors: opaque words of the parts that a page ended with ---- */
+int api_cursor_write(struct buf *out, const char *const *parts, size_t n) MUST_USE;
+/* Exactly n parts, NUL-terminated, in `plain`; ST_SYNTAX. */
+int api_cursor_read(const char *text, size_t len, struct buf *plain, const char **parts, size_t n) MUST_USE;
+
+/* ---- keys (api_key.c) ---- */
+struct api_keys;
+struct api_keys *api_keys_new(void);
+void api_keys_free(struct api_keys *k);
+/* From memory: ST_NOT_FOUND when it has to be asked for (again). *app is borrowed until the next call. */
+int api_keys_find(struct api_keys *k, const uint8_t hash[32], const char **app, unsigned *scopes) MUST_USE;
+void api_keys_put(struct api_keys *k, const uint8_t hash[32], const char *app, const char *scopes);
+void api_keys_drop(struct api_keys *k, const uint8_t hash[32]);
+/* Takes one from the key's bucket; 0, or the microseconds until there is one. */
+int64_t api_keys_take(struct api_keys *k, const uint8_t hash[32], double rate_per_s);
+
+/* ---- import queue (api_import.c), waiting room (api_wait.c) ---- */
+struct api_imports;
+struct api_imports *api_imports_new(struct api *a);
+void api_imports_free(struct api_imports *q);
+struct api_room;
+struct api_room *api_room_new(struct api *a);
+void api_room_free(struct api_room *r); /* whoever waits is answered 503 */
+struct api_baseline { /* a row as it was when the call came */
+	int64_t token_version, attempt_id;
+	bool leased; /* an attempt was out: its end is what is waited for */
+};
+/* Waits until the refresh of the call's connection has ended. `fn` gets the row as it is then (sealed token included), and `code`
+ * ST_TIMEOUT, ST_NOT_FOUND or ST_UNAVAILABLE. `ended_well`: there are newer tokens. ST_FULL: nobody more may wait. */
+typedef void api_wait_fn(struct api_call *c, int code, bool ended_well, const struct store_connection *k);
+int api_wait(struct api_room *r, struct api_call *c, const struct api_baseline *seen, api_wait_fn *fn) MUST_USE;
+
+struct api {
+	uint32_t magic;
+	struct loop *loop;
+	struct api_parts parts;
+	struct conf *conf;
+	struct httpd *httpd;
+	bool running, draining, freeing;
+	struct api_call *calls;
+	struct api_keys *keys;
+	struct api_imports *imports;
+	struct api_room *room;
+};
+
+/* ---- handlers ---- */
+api_fn api_do_import, api_do_list, api_do_get, api_do_update, api_do_delete, api_do_validate, api_do_credentials, api_do_consumers,
+	api_do_consumer, api_do_consumer_delete, api_do_logs, api_do_openapi;
+
+/* The tree of a body that must be one object; {} when it is empty and that is allowed. NULL: answered already. grant_parse_free. */
+struct json_object *api_body(struct api_call *c, bool may_be_empty);
+/* An event about `k` as `state`, `health` and `enabled` will be. */
+int api_build_event(const struct conf *c, const struct store_connection *k, const char *state, const char *health, bool enabled,
+	int64_t updated_at, struct buf *entity, struct buf *entity_id) MUST_USE;
+void api_problem(struct import_problems *p, const char *field, const char *fmt, ...) PRINTF_LIKE(3, 4);
+
+#endif

@@ -1,0 +1,296 @@
+/*
+ * store_vault_write - what the API writes: import, change, forget, due now.
+ *
+ * Each is one transaction of up to three statements: lock the schedule rows (in the order of their ids, so that two
+ * writers cannot deadlock), write what still fits, read the rows again. The second statement has a snapshot of its
+ * own, taken when the locks were ours, so what it compares cannot change any more.
+ */
+#include "service/store_vault.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/sys.h"
+#include "service/upsert.h"
+
+#define WRITE_WAIT_US (2 * US_PER_S)
+
+/* ---------------------------------------------------------------- statements */
+
+static const struct pgstmt SQL_LOCK = {
+	"vaultapi_lock",
+	"SELECT count(*) FROM (SELECT 1 FROM refreshd.schedule s JOIN unnest($1::smallint[], $2::uuid[]) AS t (slot, connection_id)"
+	" ON s.slot = t.slot AND s.connection_id = t.connection_id ORDER BY s.slot, s.connection_id FOR NO KEY UPDATE OF s) locked",
+};
+
+static const struct pgstmt SQL_UPSERT = {
+	"vaultapi_upsert",
+	"WITH r AS MATERIALIZED (SELECT t.slot, t.connection_id, t.application_id, t.consumer_id, t.unified_api, t.service_id,"
+	" t.auth_type, t.token_version, t.due_at, t.issued_at, t.expires_at, t.refresh_issued_at, t.refresh_expires_at,"
+	" t.access_token, t.refresh_token, t.settings, t.settings_public::jsonb, t.metadata::jsonb, t.state, t.health, t.seen_at,"
+	" t.seen_at IS NULL AS created, t.event_type, t.event_id, t.entity_id, t.entity"
+	" FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[],"
+	" $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::bytea[],"
+	" $15::bytea[], $16::bytea[], $17::text[], $18::text[], $19::text[], $20::text[], $21::timestamptz[], $22::text[],"
+	" $23::uuid[], $24::text[], $25::text[]) AS t (slot, connection_id, application_id, consumer_id, unified_api, service_id,"
+	" auth_type, token_version, due_at, issued_at, expires_at, refresh_issued_at, refresh_expires_at, access_token,"
+	" refresh_token, settings, settings_public, metadata, state, health, seen_at, event_type, event_id, entity_id, entity)"
+	" LEFT JOIN refreshd.connection c ON c.slot = t.slot AND c.connection_id = t.connection_id"
+	" WHERE c.updated_at IS NOT DISTINCT FROM t.seen_at),"
+	" i AS (INSERT INTO refreshd.schedule (slot, connection_id, token_version, due_at, application_id, service_id)"
+	" SELECT slot, connection_id, token_version, due_at, application_id, service_id FROM r WHERE created"
+	" ORDER BY slot, connection_id ON CONFLICT DO NOTHING RETURNING slot, connection_id),"
+	" s AS (UPDATE refreshd.schedule s SET " UPSERT_SCHEDULE_SET("r") " FROM r"
+	" WHERE NOT r.created AND s.slot = r.slot AND s.connection_id = r.connection_id AND s.application_id = r.application_id"
+	" AND s.token_version < r.token_version RETURNING s.slot, s.connection_id),"
+	" a AS MATERIALIZED (SELECT r.* FROM r JOIN (SELECT * FROM i UNION ALL SELECT * FROM s) won USING (slot, connection_id)),"
+	" n AS (" UPSERT_CONNECTION_INSERT("$26") "),"
+	" u AS (" UPSERT_CONNECTION_UPDATE("$26") "),"
+	" k AS (" UPSERT_CREDENTIAL ") "
+	UPSERT_EVENT("$26"),
+};
+
+static const struct pgstmt SQL_CHANGE = {
+	"vaultapi_change",
+	"WITH u AS (UPDATE refreshd.connection c SET enabled = $6, state = $7, health = $8, reason = $9,"
+	" settings = coalesce($10, c.settings), settings_public = coalesce($11, c.settings_public),"
+	" metadata = coalesce($12, c.metadata), updated_at = $5"
+	" WHERE c.slot = $1 AND c.connection_id = $2 AND c.application_id = $3 AND c.updated_at = $4"
+	" RETURNING c.slot, c.connection_id, c.application_id),"
+	" s AS (UPDATE refreshd.schedule s SET due_at = $13 FROM u"
+	" WHERE $13 IS NOT NULL AND s.slot = u.slot AND s.connection_id = u.connection_id)"
+	" INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity, occurred_at)"
+	" SELECT $14, u.application_id, u.connection_id, $15, $16, 'Connection', $17, $5 FROM u WHERE $15::text IS NOT NULL",
+};
+
+static const struct pgstmt SQL_FORGET = {
+	"vaultapi_forget",
+	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::text[])"
+	" AS t (slot, connection_id, application_id, event_id, entity_id, entity)),"
+	" n AS (DELETE FROM refreshd.connection c USING r WHERE c.slot = r.slot AND c.connection_id = r.connection_id"
+	" AND c.application_id = r.application_id RETURNING c.slot, c.connection_id),"
+	" gone AS MATERIALIZED (SELECT r.* FROM r JOIN n USING (slot, connection_id)),"
+	" s AS (DELETE FROM refreshd.schedule x USING gone g WHERE x.slot = g.slot AND x.connection_id = g.connection_id),"
+	" k AS (DELETE FROM refreshd.credential x USING gone g WHERE x.slot = g.slot AND x.connection_id = g.connection_id),"
+	" o AS (DELETE FROM refreshd.orphan_token x USING gone g WHERE x.slot = g.slot AND x.connection_id = g.connection_id)"
+	" INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity, occurred_at)"
+	" SELECT event_id, application_id, connection_id, 'vault.connection.deleted', entity_id, 'Connection', entity, $7 FROM gone",
+};
+
+static const struct pgstmt SQL_DUE_NOW = {
+	"vaultapi_due_now",
+	"UPDATE refreshd.schedule SET due_at = now() WHERE slot = $1 AND connection_id = $2 AND application_id = $3"
+	" AND token_version = $4 AND (lease_until IS NULL OR lease_until <= now())",
+};
+
+/* ---------------------------------------------------------------- helpers */
+
+static void add_time(struct pgargs *a, int64_t t)
+{
+	if (t == 0)
+		pgargs_null(a, PGT_TIME);
+	else
+		pgargs_time(a, t);
+}
+
+static void add_sealed(struct pgargs *a, const struct buf *b)
+{
+	if (b == NULL || b->len == 0)
+		pgargs_null(a, PGT_BYTES);
+	else
+		pgargs_bytes(a, b->data, b->len);
+}
+
+static void add_event_id(struct pgargs *a, enum event_type event)
+{
+	uint8_t id[16];
+	if (event == EVENT_NONE) {
+		pgargs_null(a, PGT_UUID);
+		return;
+	}
+	sys_uuid4(id);
+	pgargs_uuid(a, id);
+}
+
+static void add_event_type(struct pgargs *a, enum event_type event)
+{
+	pgargs_text(a, event == EVENT_NONE ? NULL : event_type_word(event));
+}
+
+/* One array parameter: the rest runs for each row, as `x`. */
+#define COLUMN(type_, ...)                           \
+	do {                                         \
+		pgargs_array(a, (type_));            \
+		for (size_t i = 0; i < n; i++) {     \
+			__typeof__(&v[0]) x = &v[i]; \
+			__VA_ARGS__;                 \
+		}                                    \
+		pgargs_array_end(a);                 \
+	} while (0)
+
+static int send_rows(struct store *s, struct pgtx *t, const struct store_conn_id *ids, size_t n, store_connections_fn *fn, void *arg)
+{
+	struct vault_rows_call *call = mem_alloc(sizeof *call);
+	*call = (struct vault_rows_call){ .fn = fn, .arg = arg };
+	pgtx_add(t, &vault_connections_of, vault_ids_args(ids, n, false));
+	int e = store_send(s, t, WRITE_WAIT_US, vault_on_rows, call);
+	if (e != 0)
+		mem_free(call);
+	return e;
+}
+
+struct count_call {
+	store_count_fn *fn;
+	void *arg;
+};
+
+static void on_count(void *arg, const struct pgtx_result *r)
+{
+	struct count_call call = *(struct count_call *)arg;
+	mem_free(arg);
+	int code = vault_code_of(r);
+	call.fn(call.arg, code, code == 0 ? pgresult_affected(&r->results[r->n - 1]) : 0);
+}
+
+static int send_count(struct store *s, struct pgtx *t, store_count_fn *fn, void *arg)
+{
+	struct count_call *call = mem_alloc(sizeof *call);
+	*call = (struct count_call){ .fn = fn, .arg = arg };
+	int e = store_send(s, t, WRITE_WAIT_US, on_count, call);
+	if (e != 0)
+		mem_free(call);
+	return e;
+}
+
+/* ---------------------------------------------------------------- import */
+
+static void add_key_columns(struct pgargs *a, const struct store_upsert *v, size_t n)
+{
+	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
+	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->key.application_id));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->key.consumer_id));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->key.unified_api));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->key.service_id));
+	COLUMN(PGT_TEXT, pgargs_text(a, auth_type_word(x->auth_type)));
+}
+
+static struct pgargs *upsert_args(const struct store_upsert *v, size_t n, int64_t now)
+{
+	struct pgargs *a = pgargs_new();
+	add_key_columns(a, v, n);
+	COLUMN(PGT_I64, pgargs_i64(a, x->token_version));
+	COLUMN(PGT_TIME, pgargs_time(a, x->times->due_at));
+	COLUMN(PGT_TIME, add_time(a, x->times->issued_at));
+	COLUMN(PGT_TIME, add_time(a, x->times->expires_at));
+	COLUMN(PGT_TIME, add_time(a, x->times->refresh_issued_at));
+	COLUMN(PGT_TIME, add_time(a, x->times->refresh_expires_at));
+	COLUMN(PGT_BYTES, add_sealed(a, x->access_token));
+	COLUMN(PGT_BYTES, add_sealed(a, x->refresh_token));
+	COLUMN(PGT_BYTES, add_sealed(a, x->settings));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->settings_public));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->metadata));
+	COLUMN(PGT_TEXT, pgargs_text(a, conn_state_word(x->state)));
+	COLUMN(PGT_TEXT, pgargs_text(a, conn_health_word(x->health)));
+	COLUMN(PGT_TIME, add_time(a, x->seen_at));
+	COLUMN(PGT_TEXT, add_event_type(a, x->event));
+	COLUMN(PGT_UUID, add_event_id(a, x->event));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->entity_id));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->entity));
+	pgargs_time(a, now);
+	return a;
+}
+
+int store_upsert(struct store *s, const struct store_upsert *v, size_t n, int64_t now, store_connections_fn *fn, void *arg)
+{
+	struct store_conn_id *ids = mem_calloc(n, sizeof *ids);
+	struct pgtx *t = pgtx_new();
+	struct pgargs *a = pgargs_new();
+	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
+	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	pgtx_add(t, &SQL_LOCK, a);
+	pgtx_add(t, &SQL_UPSERT, upsert_args(v, n, now));
+	for (size_t i = 0; i < n; i++) {
+		ids[i].application_id = v[i].key.application_id;
+		memcpy(ids[i].id, v[i].id, 16);
+	}
+	int e = send_rows(s, t, ids, n, fn, arg);
+	mem_free(ids);
+	return e;
+}
+
+/* ---------------------------------------------------------------- change, forget, due now */
+
+static struct pgargs *lock_one(const uint8_t id[16])
+{
+	struct pgargs *a = pgargs_new();
+	pgargs_array(a, PGT_I16);
+	pgargs_i16(a, conn_slot_of(id));
+	pgargs_array_end(a);
+	pgargs_array(a, PGT_UUID);
+	pgargs_uuid(a, id);
+	pgargs_array_end(a);
+	return a;
+}
+
+int store_change(struct store *s, const struct store_change *c, store_connections_fn *fn, void *arg)
+{
+	struct store_conn_id id = { .application_id = c->application_id };
+	struct pgtx *t = pgtx_new();
+	struct pgargs *a = pgargs_new();
+	memcpy(id.id, c->id, 16);
+	pgtx_add(t, &SQL_LOCK, lock_one(c->id));
+	pgargs_i16(a, conn_slot_of(c->id));
+	pgargs_uuid(a, c->id);
+	pgargs_text(a, c->application_id);
+	pgargs_time(a, c->seen_at);
+	pgargs_time(a, c->updated_at);
+	pgargs_bool(a, c->enabled);
+	pgargs_text(a, conn_state_word(c->state));
+	pgargs_text(a, conn_health_word(c->health));
+	pgargs_text(a, reason_word(c->reason));
+	add_sealed(a, c->settings);
+	pgargs_jsonb(a, c->settings_public);
+	pgargs_jsonb(a, c->metadata);
+	add_time(a, c->due_at);
+	add_event_id(a, c->event);
+	add_event_type(a, c->event);
+	pgargs_text(a, c->entity_id);
+	pgargs_text(a, c->entity);
+	pgtx_add(t, &SQL_CHANGE, a);
+	return send_rows(s, t, &id, 1, fn, arg);
+}
+
+int store_forget(struct store *s, const struct store_forget *v, size_t n, int64_t now, store_count_fn *fn, void *arg)
+{
+	struct pgtx *t = pgtx_new();
+	struct pgargs *a = pgargs_new();
+	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
+	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	pgtx_add(t, &SQL_LOCK, a);
+	a = pgargs_new();
+	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
+	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->application_id));
+	pgargs_array(a, PGT_UUID);
+	for (size_t i = 0; i < n; i++)
+		add_event_id(a, EVENT_DELETED);
+	pgargs_array_end(a);
+	COLUMN(PGT_TEXT, pgargs_text(a, x->entity_id));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->entity));
+	pgargs_time(a, now);
+	pgtx_add(t, &SQL_FORGET, a);
+	return send_count(s, t, fn, arg);
+}
+
+int store_due_now(struct store *s, const struct store_conn_id *c, int64_t token_version, store_count_fn *fn, void *arg)
+{
+	struct pgtx *t = pgtx_new();
+	struct pgargs *a = pgargs_new();
+	pgargs_i16(a, conn_slot_of(c->id));
+	pgargs_uuid(a, c->id);
+	pgargs_text(a, c->application_id);
+	pgargs_i64(a, token_version);
+	pgtx_add(t, &SQL_DUE_NOW, a);
+	return send_count(s, t, fn, arg);
+}
