@@ -1,9 +1,9 @@
 /*
  * dev - builds a throwaway vault around the ordinary daemon: folder, Postgres, schema, keys, configuration.
  *
- * Everything is done with the parts that production uses; only where they come from is special. The configuration is
- * written to a file and read back, so that refreshctl and SIGHUP see what the daemon sees. Must not: hold a way of
- * working that the daemon does not have without --dev.
+ * Everything is done with the parts that production uses; only where they come from is special. The
+ * configuration is written to a file and read back, so that refreshctl and SIGHUP see what the daemon sees.
+ * Must not: hold a way of working that the daemon does not have without --dev.
  */
 #include "dev.h"
 
@@ -36,7 +36,8 @@
 #define APPLICATION "dev"
 #define DATABASE "refreshd"
 #define METRICS_PORT 9464
-#define METRICS_PORTS 100
+#define API_PORT 8090
+#define PORTS 100 /* tried from these on */
 #define LOCK_NAME "refreshd-dev.lock"
 #define EXAMPLE "providers.d/example.yaml"
 
@@ -46,7 +47,7 @@ struct dev {
 	int lock;
 	struct dev_postgres *postgres;
 	char *url, *config;
-	uint16_t metrics_port;
+	uint16_t metrics_port, api_port;
 	bool application_new;
 	struct buf key; /* the API key, when it was made just now */
 };
@@ -101,12 +102,15 @@ static int use_given(struct dev *d, const char *dir, struct fault *f)
 	if (e != 0)
 		return e;
 	if (mkdir(d->home, 0700) == 0)
-		return chmod(d->home, home_mode()) == 0 ? 0 : fault_set(f, ST_IO, "%s: %s", d->home, strerror(errno));
+		return chmod(d->home, home_mode()) == 0
+			       ? 0
+			       : fault_set(f, ST_IO, "%s: %s", d->home, strerror(errno));
 	if (errno != EEXIST)
 		return fault_set(f, ST_IO, "%s: %s", d->home, strerror(errno));
 	char *lock = mem_printf("%s/" LOCK_NAME, d->home);
 	if (access(lock, F_OK) != 0 && !is_empty(d->home))
-		e = fault_set(f, ST_EXISTS, "%s: it must be a new or empty folder, or one that refreshd --dev made", d->home);
+		e = fault_set(f, ST_EXISTS,
+			"%s: it must be a new or empty folder, or one that refreshd --dev made", d->home);
 	mem_free(lock);
 	return e;
 }
@@ -128,13 +132,16 @@ static int lock_folder(struct dev *d, struct fault *f)
 static int make_subfolder(const struct dev *d, const char *name, struct fault *f)
 {
 	char *path = mem_printf("%s/%s", d->home, name);
-	int e = mkdir(path, 0700) == 0 || errno == EEXIST ? 0 : fault_set(f, ST_IO, "%s: %s", path, strerror(errno));
+	int e = mkdir(path, 0700) == 0 || errno == EEXIST
+			? 0
+			: fault_set(f, ST_IO, "%s: %s", path, strerror(errno));
 	mem_free(path);
 	return e;
 }
 
 /* `flags`: O_EXCL keeps what is there, O_TRUNC does not. */
-static int write_file(const struct dev *d, const char *name, int flags, const struct buf *text, struct fault *f)
+static int write_file(
+	const struct dev *d, const char *name, int flags, const struct buf *text, struct fault *f)
 {
 	char *path = mem_printf("%s/%s", d->home, name);
 	int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | flags, 0600), e = 0;
@@ -150,7 +157,8 @@ static int write_file(const struct dev *d, const char *name, int flags, const st
 
 /* ---------------------------------------------------------------- keys */
 
-/* Without the keyring that sealed them, the tokens in a kept database are lost: never make another one for them. */
+/* Without the keyring that sealed them, the tokens in a kept database are lost: never make another one for
+ * them. */
 static int make_keyring(const struct dev *d, struct fault *f)
 {
 	char *data = mem_printf("%s/postgres/data", d->home), *keyring = mem_printf("%s/keyring", d->home);
@@ -160,7 +168,9 @@ static int make_keyring(const struct dev *d, struct fault *f)
 	buf_init_secret(&text, 256);
 	sys_random(raw, sizeof raw);
 	if (access(keyring, F_OK) != 0 && access(data, F_OK) == 0)
-		e = fault_set(f, ST_NOT_FOUND, "%s is missing, without which the tokens of this folder's database cannot be opened: bring it back, or remove %s",
+		e = fault_set(f, ST_NOT_FOUND,
+			"%s is missing, without which the tokens of this folder's database cannot be opened: "
+			"bring it back, or remove %s",
 			keyring, d->home);
 	if (e == 0)
 		e = buf_puts(&text, "dev-1 ");
@@ -180,7 +190,7 @@ static int make_keyring(const struct dev *d, struct fault *f)
 static int make_api_key(struct dev *d, struct pgsync *pg, struct fault *f)
 {
 #define X(word) word,
-	static const char *const scopes[] = { VAULT_SCOPE_LIST(X) };
+	static const char *const scopes[] = {VAULT_SCOPE_LIST(X)};
 #undef X
 	uint8_t hash[32];
 	char id[VAULT_KEY_ID_BYTES];
@@ -201,7 +211,8 @@ static int connect_to(const struct dev *d, const char *database, struct pgsync *
 
 static int make_database(const struct dev *d, struct fault *f)
 {
-	static const struct pgstmt exists = { "dev_database", "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = '" DATABASE "')" };
+	static const struct pgstmt exists = {
+		"dev_database", "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = '" DATABASE "')"};
 	struct pgsync *pg = NULL;
 	struct pgresult r;
 	int e = connect_to(d, "postgres", &pg, f);
@@ -250,29 +261,31 @@ static int prepare_database(struct dev *d, struct fault *f)
 
 static bool port_is_free(uint16_t port)
 {
-	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_port = htons(port) };
+	struct sockaddr_in sin = {.sin_family = AF_INET, .sin_port = htons(port)};
 	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
 	sin.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	bool free = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) == 0 &&
-		bind(fd, (const struct sockaddr *)&sin, sizeof sin) == 0 && listen(fd, 1) == 0;
+		    bind(fd, (const struct sockaddr *)&sin, sizeof sin) == 0 && listen(fd, 1) == 0;
 	if (fd >= 0)
 		(void)close(fd);
 	return free;
 }
 
-static int find_port(struct dev *d, struct fault *f)
+static int find_port(const char *what, uint16_t from, uint16_t *out, struct fault *f)
 {
-	for (uint16_t port = METRICS_PORT; port < METRICS_PORT + METRICS_PORTS; port++) {
+	for (uint16_t port = from; port < from + PORTS; port++) {
 		if (port_is_free(port)) {
-			d->metrics_port = port;
+			*out = port;
 			return 0;
 		}
 	}
-	return fault_set(f, ST_EXISTS, "no free port for metrics on 127.0.0.1 from %d to %d", METRICS_PORT, METRICS_PORT + METRICS_PORTS - 1);
+	return fault_set(
+		f, ST_EXISTS, "no free port for %s on 127.0.0.1 from %d to %d", what, from, from + PORTS - 1);
 }
 
 static const char example[] =
-	"# A provider for `refreshd --dev`. Take the \"# \" away, fill in your own values, put the client's secret into the file\n"
+	"# A provider for `refreshd --dev`. Take the \"# \" away, fill in your own values, put the client's "
+	"secret into the file\n"
 	"# (chmod 600), and tell the running refreshd with SIGHUP. Every option: man refreshd.yaml\n"
 	"#\n"
 	"# providers:\n"
@@ -306,15 +319,17 @@ static int write_config(const struct dev *d, struct fault *f)
 	struct buf text;
 	buf_init(&text, 64 * 1024);
 	int e = buf_printf(&text,
-		"# Written by every start of `refreshd --dev`: changes here are lost. Yours go to providers.d/.\n"
+		"# Written by every start of `refreshd --dev`: changes here are lost. Yours go to "
+		"providers.d/.\n"
 		"instance: dev\n"
 		"state_dir: %s/state\n"
 		"insecure_http: loopback\n"
 		"include: [providers.d/*.yaml]\n"
 		"database: {url: \"%s\"}\n"
 		"keyring_file: %s/keyring\n"
-		"metrics: {listen: \"127.0.0.1:%u\"}\n",
-		d->home, d->url, d->home, d->metrics_port);
+		"metrics: {listen: \"127.0.0.1:%u\"}\n"
+		"api: {listen: \"127.0.0.1:%u\"}\n",
+		d->home, d->url, d->home, d->metrics_port, d->api_port);
 	if (e == 0)
 		e = write_file(d, "refreshd.yaml", O_TRUNC, &text, f);
 	buf_fini(&text);
@@ -337,7 +352,7 @@ static int build_folder(struct dev *d, const char *dir, struct fault *f)
 		e = make_keyring(d, f);
 	if (e == 0)
 		e = write_example(d, f);
-	const struct dev_postgres_params p = { .home = d->home, .keep = d->keep };
+	const struct dev_postgres_params p = {.home = d->home, .keep = d->keep};
 	if (e == 0)
 		e = dev_postgres_start(&p, &d->postgres, f);
 	return e;
@@ -352,13 +367,16 @@ static int build(struct dev *d, struct fault *f)
 	d->config = mem_printf("%s/refreshd.yaml", d->home);
 	e = prepare_database(d, f);
 	if (e == 0)
-		e = find_port(d, f);
+		e = find_port("metrics", METRICS_PORT, &d->metrics_port, f);
+	if (e == 0)
+		e = find_port("the API", API_PORT, &d->api_port, f);
 	if (e == 0)
 		e = write_config(d, f);
 	return e;
 }
 
-/* As this very program was called, so that the lines can be copied; refreshctl lies beside it until it is installed. */
+/* As this very program was called, so that the lines can be copied; refreshctl lies beside it until it is
+ * installed. */
 static char *refreshctl_path(void)
 {
 	char self[PATH_MAX];
@@ -381,19 +399,28 @@ static void explain(const struct dev *d)
 	       "  *** refreshd --dev: NOT FOR PRODUCTION ***\n"
 	       "  *** a throwaway vault: its keys lie beside its data%s ***\n\n",
 		d->keep ? "" : ", and all of it is deleted when this ends");
-	printf("  folder     %s (%s)\n", d->home, d->keep ? "kept; the next start with this --dir goes on with it" : "removed at the end");
+	printf("  folder     %s (%s)\n", d->home,
+		d->keep ? "kept; the next start with this --dir goes on with it" : "removed at the end");
 	printf("  database   psql \"%s\"\n", d->url);
 	printf("  provider   put yours into %s/" EXAMPLE ", then: kill -HUP %d\n", d->home, (int)getpid());
 	printf("  import     %s -c %s import FILE.jsonl\n", ctl, d->config);
-	printf("             a line of it: {\"application_id\":\"" APPLICATION "\",\"consumer_id\":\"c1\",\"unified_api\":\"accounting\","
-	       "\"service_id\":\"xero\",\n             \"credentials\":{\"access_token\":\"...\",\"refresh_token\":\"...\","
+	printf("             a line of it: {\"application_id\":\"" APPLICATION
+	       "\",\"consumer_id\":\"c1\",\"unified_api\":\"accounting\","
+	       "\"service_id\":\"xero\",\n             "
+	       "\"credentials\":{\"access_token\":\"...\",\"refresh_token\":\"...\","
 	       "\"issued_at\":\"2026-01-31T12:00:00Z\",\"expires_in\":1800}}\n");
 	printf("  look       %s -c %s list\n", ctl, d->config);
 	printf("  metrics    curl http://127.0.0.1:%u/metrics\n", d->metrics_port);
 	if (d->key.len > 0)
-		printf("  API key    %s   (application \"" APPLICATION "\"; shown this once)\n", buf_str(&d->key));
+		printf("  API key    %s   (application \"" APPLICATION "\"; shown this once)\n",
+			buf_str(&d->key));
 	else
-		printf("  API key    shown at the first start; for another: %s -c %s key add " APPLICATION "\n", ctl, d->config);
+		printf("  API key    shown at the first start; for another: %s -c %s key add " APPLICATION
+		       "\n",
+			ctl, d->config);
+	printf("  API        curl -H \"Authorization: Bearer %s\" -H \"x-apideck-app-id: " APPLICATION
+	       "\" http://127.0.0.1:%u/vault/connections\n",
+		d->key.len > 0 ? buf_str(&d->key) : "YOUR_KEY", d->api_port);
 	printf("  stop       Ctrl-C\n\n");
 	(void)fflush(stdout);
 	mem_free(ctl);
@@ -402,7 +429,7 @@ static void explain(const struct dev *d)
 static int run(struct dev *d)
 {
 	struct conf *conf = NULL;
-	struct conf_errors errors = { 0 };
+	struct conf_errors errors = {0};
 	int e = conf_load(d->config, &conf, &errors);
 	if (e != 0)
 		conf_errors_print(&errors, stderr);
@@ -418,7 +445,7 @@ static int run(struct dev *d)
 
 static void remove_unused(const struct dev *d)
 {
-	static const char *const names[] = { EXAMPLE, "providers.d", "state", "keyring", LOCK_NAME, "" };
+	static const char *const names[] = {EXAMPLE, "providers.d", "state", "keyring", LOCK_NAME, ""};
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
 		char *path = mem_printf("%s/%s", d->home, names[i]);
 		(void)remove(path);
@@ -428,8 +455,8 @@ static void remove_unused(const struct dev *d)
 
 int dev_run(const char *dir)
 {
-	struct dev d = { .keep = dir != NULL, .lock = -1, .key = BUF_INIT_SECRET(256) };
-	struct fault f = { 0 };
+	struct dev d = {.keep = dir != NULL, .lock = -1, .key = BUF_INIT_SECRET(256)};
+	struct fault f = {0};
 	int code = EXIT_FAILURE;
 	sigset_t ends, before;
 	(void)sigemptyset(&ends);
@@ -449,12 +476,13 @@ int dev_run(const char *dir)
 		code = run(&d);
 	else
 		fprintf(stderr, "refreshd: --dev: %s\n", f.code != 0 ? f.text : status_text(e));
-	struct fault g = { 0 };
+	struct fault g = {0};
 	if (dev_postgres_stop(d.postgres, &g) != 0) {
 		fprintf(stderr, "refreshd: --dev: %s\n", g.text);
 		code = EXIT_FAILURE;
 	} else if (started && e == 0) {
-		fprintf(stderr, "refreshd: --dev: Postgres is stopped, %s %s\n", d.home, d.keep ? "is kept" : "is removed");
+		fprintf(stderr, "refreshd: --dev: Postgres is stopped, %s %s\n", d.home,
+			d.keep ? "is kept" : "is removed");
 	}
 	if (d.lock >= 0)
 		(void)close(d.lock);

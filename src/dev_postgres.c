@@ -1,10 +1,11 @@
 /*
  * dev_postgres - finds the server programs, makes a cluster, and a keeper that holds it.
  *
- * The keeper reads from a pipe of which refreshd alone has the other end: end of file means that refreshd is gone, by
- * return, Ctrl-C or kill -9, and the kernel cannot fail to tell. Should the keeper be killed itself, the server gets
- * a signal for its parent's death. Must not: print (the keeper's words go through a second pipe as a struct fault),
- * touch a process that it did not start, or be used once there are threads, which a fork would lose.
+ * The keeper reads from a pipe of which refreshd alone has the other end: end of file means that refreshd is
+ * gone, by return, Ctrl-C or kill -9, and the kernel cannot fail to tell. Should the keeper be killed itself,
+ * the server gets a signal for its parent's death. Must not: print (the keeper's words go through a second
+ * pipe as a struct fault), touch a process that it did not start, or be used once there are threads, which a
+ * fork would lose.
  */
 #include "dev_postgres.h"
 
@@ -38,7 +39,9 @@
 #define INITDB_LIMIT_US (120 * US_PER_S)
 #define STOP_LIMIT_US (20 * US_PER_S)
 #define LOOK_EVERY_MS 20
-#define HOW_TO_GET "on Debian: apt-get install postgresql; elsewhere set PG_BINDIR to the folder of initdb and postgres"
+#define HOW_TO_GET                                                                                           \
+	"on Debian: apt-get install postgresql; elsewhere set PG_BINDIR to the folder of initdb and "        \
+	"postgres"
 
 /* What a child could not do before it became another program. */
 enum child_exit { EXIT_CREDENTIALS = 120, EXIT_FOLDER, EXIT_OUTPUT, EXIT_EXEC };
@@ -46,7 +49,8 @@ enum child_exit { EXIT_CREDENTIALS = 120, EXIT_FOLDER, EXIT_OUTPUT, EXIT_EXEC };
 struct dev_postgres {
 	char *home;
 	pid_t keeper;
-	int control, words; /* our ends: closing the first ends the keeper; its faults come out of the second */
+	int control,
+		words; /* our ends: closing the first ends the keeper; its faults come out of the second */
 };
 
 struct place { /* of the server, as the keeper sees it */
@@ -68,10 +72,12 @@ int dev_postgres_home_check(const char *home, struct fault *f)
 {
 	static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._+@~-";
 	if (home[strspn(home, plain)] != '\0')
-		return fault_set(f, ST_INVALID, "%s: the path may hold letters, digits and / . _ + @ ~ - only", home);
+		return fault_set(
+			f, ST_INVALID, "%s: the path may hold letters, digits and / . _ + @ ~ - only", home);
 	size_t room = sizeof((struct sockaddr_un *)NULL)->sun_path - sizeof SOCKET_TAIL;
 	if (strlen(home) > room)
-		return fault_set(f, ST_RANGE, "%s: the path is too long for a socket in it, %zu bytes at most", home, room);
+		return fault_set(f, ST_RANGE,
+			"%s: the path is too long for a socket in it, %zu bytes at most", home, room);
 	return 0;
 }
 
@@ -143,11 +149,13 @@ static int find_programs(struct place *p, struct fault *f)
 	if (given != NULL && given[0] != '\0') {
 		if (has_programs(p, given))
 			return 0;
-		return fault_set(f, ST_NOT_FOUND, "PG_BINDIR is %s, but initdb and postgres are not there", given);
+		return fault_set(
+			f, ST_NOT_FOUND, "PG_BINDIR is %s, but initdb and postgres are not there", given);
 	}
 	if (find_debian(p) || find_in_path(p))
 		return 0;
-	return fault_set(f, ST_NOT_FOUND, "no PostgreSQL server programs here (initdb, postgres); " HOW_TO_GET);
+	return fault_set(
+		f, ST_NOT_FOUND, "no PostgreSQL server programs here (initdb, postgres); " HOW_TO_GET);
 }
 
 static int find_user(struct place *p, struct fault *f)
@@ -158,7 +166,9 @@ static int find_user(struct place *p, struct fault *f)
 	if (pw == NULL)
 		pw = getpwnam("nobody");
 	if (pw == NULL || pw->pw_uid == 0)
-		return fault_set(f, ST_NOT_FOUND, "Postgres does not run as root, and there is neither a user postgres nor nobody to run it as");
+		return fault_set(f, ST_NOT_FOUND,
+			"Postgres does not run as root, and there is neither a user postgres nor nobody to "
+			"run it as");
 	p->switch_user = true;
 	p->uid = pw->pw_uid;
 	p->gid = pw->pw_gid;
@@ -171,7 +181,8 @@ static int find_user(struct place *p, struct fault *f)
 /* In the child: another user, another session, gone with its parent, output to `out`. */
 static _Noreturn void become(const struct place *p, const char *const *argv, int out, pid_t parent)
 {
-	static const char *const env[] = { "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "TZ=UTC", NULL };
+	static const char *const env[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"LC_ALL=C", "TZ=UTC", NULL};
 	sigset_t none;
 	(void)sigemptyset(&none);
 	(void)sigprocmask(SIG_SETMASK, &none, NULL);
@@ -181,7 +192,8 @@ static _Noreturn void become(const struct place *p, const char *const *argv, int
 	(void)signal(SIGHUP, SIG_DFL);
 	(void)signal(SIGPIPE, SIG_DFL);
 	(void)umask(077);
-	if (p->switch_user && (initgroups(p->user, p->gid) != 0 || setgid(p->gid) != 0 || setuid(p->uid) != 0))
+	if (p->switch_user &&
+		(initgroups(p->user, p->gid) != 0 || setgid(p->gid) != 0 || setuid(p->uid) != 0))
 		_exit(EXIT_CREDENTIALS);
 	/* After the change of user, which clears it. SIGINT is Postgres' fast shutdown. */
 	if (prctl(PR_SET_PDEATHSIG, SIGINT) != 0 || getppid() != parent)
@@ -219,7 +231,7 @@ static int await(const struct place *p, pid_t pid, int limit_ms, int *status)
 	int e = ST_AGAIN;
 	while (e == ST_AGAIN) {
 		int64_t left = (end - sys_mono_us()) / US_PER_MS;
-		struct pollfd v[2] = { { .fd = fd, .events = POLLIN }, { .fd = p->control, .events = POLLIN } };
+		struct pollfd v[2] = {{.fd = fd, .events = POLLIN}, {.fd = p->control, .events = POLLIN}};
 		int n = poll(v, 2, left > 0 ? (int)left : 0);
 		if (n > 0 && v[0].revents != 0)
 			e = waitpid(pid, status, 0) == pid ? 0 : ST_IO;
@@ -235,12 +247,13 @@ static int await(const struct place *p, pid_t pid, int limit_ms, int *status)
 /* Asks nicely, then not. `p->control` is not listened to. */
 static void end_child(const struct place *p, pid_t pid)
 {
-	static const int signals[] = { SIGINT, SIGQUIT, SIGKILL };
+	static const int signals[] = {SIGINT, SIGQUIT, SIGKILL};
 	struct place deaf = *p;
 	int status;
 	deaf.control = -1;
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
-		if (kill(pid, signals[i]) != 0 || await(&deaf, pid, (int)(STOP_LIMIT_US / US_PER_MS), &status) == 0)
+		if (kill(pid, signals[i]) != 0 ||
+			await(&deaf, pid, (int)(STOP_LIMIT_US / US_PER_MS), &status) == 0)
 			return;
 	}
 }
@@ -269,7 +282,9 @@ static int ended_badly(const struct place *p, const char *what, int status, stru
 	case EXIT_CREDENTIALS:
 		return fault_set(f, ST_DENIED, "cannot become user %s to run %s", p->user, what);
 	case EXIT_FOLDER:
-		return fault_set(f, ST_DENIED, "user %s, who runs Postgres, cannot reach %s: choose a folder that others may enter, e.g. below /var/tmp",
+		return fault_set(f, ST_DENIED,
+			"user %s, who runs Postgres, cannot reach %s: choose a folder that others may enter, "
+			"e.g. below /var/tmp",
 			p->switch_user ? p->user : "", p->dir);
 	case EXIT_OUTPUT:
 		return fault_set(f, ST_IO, "%s cannot be written", p->log);
@@ -285,7 +300,7 @@ static int ended_badly(const struct place *p, const char *what, int status, stru
 
 static int read_version(const struct place *p, struct buf *text, struct fault *f)
 {
-	const char *const argv[] = { p->postgres, "--version", NULL };
+	const char *const argv[] = {p->postgres, "--version", NULL};
 	int ends[2], status = 0;
 	pid_t pid;
 	if (pipe2(ends, O_CLOEXEC) != 0)
@@ -315,7 +330,9 @@ static int check_version(const struct place *p, struct fault *f)
 		const char *s = buf_str(&text);
 		unsigned major = strncmp(s, before, strlen(before)) == 0 ? major_of(s, before) : 0;
 		if (major < OLDEST_MAJOR)
-			e = fault_set(f, ST_VERSION, "%s is of version %u, but refreshd needs %d or newer; " HOW_TO_GET, p->postgres, major, OLDEST_MAJOR);
+			e = fault_set(f, ST_VERSION,
+				"%s is of version %u, but refreshd needs %d or newer; " HOW_TO_GET,
+				p->postgres, major, OLDEST_MAJOR);
 	}
 	buf_fini(&text);
 	return e;
@@ -340,7 +357,8 @@ static int make_folder(const struct place *p, struct fault *f)
 	if (mkdir(p->dir, 0700) != 0 && errno != EEXIST)
 		return fault_set(f, ST_IO, "%s: %s", p->dir, strerror(errno));
 	if (p->switch_user && chown(p->dir, p->uid, p->gid) != 0)
-		return fault_set(f, ST_IO, "%s cannot be given to user %s: %s", p->dir, p->user, strerror(errno));
+		return fault_set(
+			f, ST_IO, "%s cannot be given to user %s: %s", p->dir, p->user, strerror(errno));
 	return 0;
 }
 
@@ -348,8 +366,9 @@ static int make_folder(const struct place *p, struct fault *f)
 static int make_cluster(const struct place *p, struct fault *f)
 {
 	char *fresh = mem_printf("%s.new", p->data);
-	const char *const argv[] = { p->initdb, "-D", fresh, "-U", "refreshd", "--auth-local=trust", "--auth-host=reject", "-E", "UTF8",
-		"--locale=C", "--no-instructions", p->keep ? NULL : "--no-sync", NULL };
+	const char *const argv[] = {p->initdb, "-D", fresh, "-U", "refreshd", "--auth-local=trust",
+		"--auth-host=reject", "-E", "UTF8", "--locale=C", "--no-instructions",
+		p->keep ? NULL : "--no-sync", NULL};
 	struct stat st;
 	pid_t pid;
 	int status = 0, e = 0;
@@ -398,10 +417,12 @@ static int start_server(struct place *p, struct fault *f)
 {
 	char *sockets = mem_printf("unix_socket_directories=%s", p->dir);
 	/* What is thrown away needs no disk; what is kept gets Postgres' own care. */
-	const char *const argv[] = { p->postgres, "-D", p->data, "-c", sockets, "-c", "listen_addresses=", "-c", "port=5432", "-c",
-		"unix_socket_permissions=0700", "-c", "max_connections=40", "-c", "shared_buffers=32MB", "-c", "wal_level=minimal", "-c",
-		"max_wal_senders=0", "-c", "max_wal_size=128MB", "-c", "jit=off", "-c", "log_min_messages=warning", "-c",
-		p->keep ? "fsync=on" : "fsync=off", "-c", p->keep ? "full_page_writes=on" : "full_page_writes=off", NULL };
+	const char *const argv[] = {p->postgres, "-D", p->data, "-c", sockets, "-c",
+		"listen_addresses=", "-c", "port=5432", "-c", "unix_socket_permissions=0700", "-c",
+		"max_connections=40", "-c", "shared_buffers=32MB", "-c", "wal_level=minimal", "-c",
+		"max_wal_senders=0", "-c", "max_wal_size=128MB", "-c", "jit=off", "-c",
+		"log_min_messages=warning", "-c", p->keep ? "fsync=on" : "fsync=off", "-c",
+		p->keep ? "full_page_writes=on" : "full_page_writes=off", NULL};
 	int64_t end = sys_mono_us() + START_LIMIT_US;
 	int status = 0;
 	pid_t pid = 0;
@@ -418,7 +439,8 @@ static int start_server(struct place *p, struct fault *f)
 	if (e == 0)
 		return ended_badly(p, p->postgres, status, f);
 	end_child(p, pid);
-	return fault_set(f, e, "Postgres does not start: %s", e == ST_TIMEOUT ? "no answer within a minute" : status_text(e));
+	return fault_set(f, e, "Postgres does not start: %s",
+		e == ST_TIMEOUT ? "no answer within a minute" : status_text(e));
 }
 
 /* ---------------------------------------------------------------- the keeper */
@@ -464,8 +486,8 @@ static void mute(void)
 
 static _Noreturn void keep(const struct dev_postgres_params *params, int control, int words)
 {
-	struct fault f = { 0 };
-	struct place p = { .home = params->home, .keep = params->keep, .control = control };
+	struct fault f = {0};
+	struct place p = {.home = params->home, .keep = params->keep, .control = control};
 	p.dir = mem_printf("%s/postgres", p.home);
 	p.data = mem_printf("%s/data", p.dir);
 	p.log = mem_printf("%s/postgres.log", p.dir);
@@ -481,7 +503,7 @@ static _Noreturn void keep(const struct dev_postgres_params *params, int control
 		wait_for_end(control);
 		end_child(&p, p.server);
 	}
-	f = (struct fault){ 0 };
+	f = (struct fault){0};
 	if (!p.keep && remove_tree(p.home, &f) != 0)
 		e = f.code;
 	say(words, &f);
@@ -529,7 +551,8 @@ int dev_postgres_start(const struct dev_postgres_params *p, struct dev_postgres 
 		return fault_set(f, ST_IO, "fork: %s", strerror(why));
 	}
 	struct dev_postgres *d = mem_alloc(sizeof *d);
-	*d = (struct dev_postgres){ .home = mem_strdup(p->home), .keeper = keeper, .control = control[1], .words = words[0] };
+	*d = (struct dev_postgres){
+		.home = mem_strdup(p->home), .keeper = keeper, .control = control[1], .words = words[0]};
 	*out = d;
 	return 0;
 }

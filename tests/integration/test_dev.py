@@ -2,6 +2,7 @@
 """`refreshd --dev` as a person uses it: what it prints is true, and however it ends nothing stays behind.
 TAP on stdout; nothing but the standard library."""
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import urllib.error
 import urllib.request
 
 sys.path.insert(0, os.path.join(os.environ.get("TOP_SRCDIR", "."), "tests/integration"))
@@ -77,6 +79,17 @@ class Dev:
 		with urllib.request.urlopen(base + path, timeout=10) as r:
 			return r.status, r.read().decode()
 
+	def call_api(self, key):
+		"""As the curl line says, with another key perhaps."""
+		line = next(l for l in self.out().splitlines() if l.startswith("  API ") and "curl" in l)
+		headers = dict(h.split(": ", 1) for h in re.findall(r'-H "([^"]+)"', line))
+		headers["Authorization"] = "Bearer " + key
+		try:
+			with urllib.request.urlopen(urllib.request.Request(line.split(" ")[-1], headers=headers), timeout=10) as r:
+				return r.status, r.read().decode()
+		except urllib.error.HTTPError as e:
+			return e.code, e.read().decode()
+
 	def psql(self, sql):
 		url = self.find(r'psql "([^"]+)"')
 		return subprocess.run([os.path.join(pg_bindir(), "psql"), "-XAtq", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", sql], check=True,
@@ -108,6 +121,9 @@ def test_throwaway(tmp):
 	stored = d.psql("select application_id || ' ' || encode(key_sha256, 'hex') from refreshd.api_key")
 	check("the API key that it prints is the one of application dev", stored == "dev " + hashlib.sha256(key.encode()).hexdigest(), stored)
 	check("nothing of the key is in the log or the configuration", key not in d.err() and key not in open(os.path.join(d.home, "refreshd.yaml")).read())
+	status, body = d.call_api(key)
+	check("the API line works", status == 200 and json.loads(body)["data"] == [], body)
+	check("a wrong key does not", d.call_api(key[:-1] + ("a" if key[-1] != "a" else "b"))[0] == 401)
 	owners = {uid for _, uid in processes_with(os.path.join(d.home, "postgres/data"))}
 	check("Postgres runs, and not as root", owners and 0 not in owners, owners)
 	check("Postgres listens on a unix socket alone", d.psql("show listen_addresses") == "")
