@@ -170,7 +170,7 @@ static int send_results(struct refresh *r)
 	struct attempt *first = b->v[0];
 	int e;
 	if (first->quarantine) {
-		e = store_quarantine(r->store, first->id, first->facts.attempt_id, on_quarantined, first);
+		e = store_quarantine(r->store, first->id, first->attempt_id, on_quarantined, first);
 	} else {
 		struct store_result *v = mem_calloc(n, sizeof *v);
 		for (size_t i = 0; i < n; i++)

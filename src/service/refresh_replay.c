@@ -16,10 +16,12 @@
 
 static void load(struct attempt *a);
 
-static void give_up(struct attempt *a, const char *why)
+/* The record stays in the journal for a start that can read it; until then nobody may claim the row, because its token was answered. */
+static void keep_aside(struct attempt *a, const char *why)
 {
-	log_error("replay.kept", K_ID(a->id), K_TEXT("why", why));
-	attempt_end(a, false);
+	log_error("replay.kept", K_ID(a->id), K_TEXT("why", why), K_TEXT("hint", "mend that and restart: the reply is kept in the journal"));
+	a->quarantine = true;
+	attempt_settle(a);
 }
 
 static void answer_from_row(struct attempt *a, const struct store_claimed *row)
@@ -28,7 +30,7 @@ static void answer_from_row(struct attempt *a, const struct store_claimed *row)
 	struct store_claimed c = *row;
 	/* The fence of the record, not of the row; a row that moved on cannot be opened with the old version either way. */
 	if (settle_facts_init(&a->facts, a->conf->keyring, &c, &f) != 0) {
-		give_up(a, f.text);
+		keep_aside(a, f.text);
 		return;
 	}
 	a->opened = true;
@@ -38,7 +40,7 @@ static void answer_from_row(struct attempt *a, const struct store_claimed *row)
 	a->provider = conf_provider(a->conf, a->facts.service_id);
 	a->client = a->provider != NULL ? conf_client(a->conf, a->facts.application_id, a->facts.service_id) : NULL;
 	if (a->provider == NULL) {
-		give_up(a, "its provider is not configured any more");
+		keep_aside(a, "its provider is not configured any more");
 		return;
 	}
 	a->sent = true;
@@ -55,7 +57,7 @@ static void on_loaded(void *arg, int code, enum pg_class class, const struct sto
 		return;
 	}
 	if (code != 0) {
-		give_up(a, "its row cannot be read");
+		keep_aside(a, "its row cannot be read");
 	} else if (n == 0) {
 		log_notice("replay.connection_gone", K_ID(a->id));
 		journal_done(a->owner->journal, a->seq);
@@ -131,6 +133,23 @@ void replay_fini(struct refresh *r)
 	}
 }
 
+/* Whose it is stands in clear. */
+static void keep_unreadable(struct refresh *r, uint64_t seq, const void *p, size_t n, int code)
+{
+	uint8_t id[16];
+	int64_t attempt_id, version;
+	log_error("replay.unreadable", K_UINT("record", seq), K_STATUS(code));
+	if (reply_peek(p, n, id, &attempt_id, &version) != 0 || attempt_find(r, id) != NULL)
+		return;
+	struct attempt *a = attempt_new(r, id);
+	a->state = AT_LOADING;
+	a->replayed = true;
+	a->seq = seq;
+	a->attempt_id = attempt_id;
+	r->replaying++;
+	keep_aside(a, "it cannot be opened with the present keyring");
+}
+
 static int on_record(void *arg, uint64_t seq, const void *p, size_t n)
 {
 	struct refresh *r = arg;
@@ -138,9 +157,9 @@ static int on_record(void *arg, uint64_t seq, const void *p, size_t n)
 	reply_init(&reply);
 	int e = reply_decode(p, n, r->conf->keyring, &reply);
 	if (e != 0) {
-		log_error("replay.unreadable", K_UINT("record", seq), K_STATUS(e));
 		reply_fini(&reply);
-		return 0; /* it stays in the journal */
+		keep_unreadable(r, seq, p, n, e);
+		return 0;
 	}
 	r->replaying++;
 	if (attempt_find(r, reply.id) != NULL)

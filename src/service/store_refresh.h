@@ -104,7 +104,8 @@ struct store_release {
 	int64_t due_at;
 };
 int store_release(struct store *s, const struct store_release *v, size_t n, store_persist_fn *fn, void *arg) MUST_USE;
-/* Takes a row that our own statement cannot write out of the schedule (PG_CLASS_BUG), so that it is never tried in a loop. */
+/* Takes a row whose answer is there and cannot be written (or read) out of the schedule, so that its token is not presented again.
+ * Rows that the attempt does not hold any more are left alone. */
 int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, store_persist_fn *fn, void *arg) MUST_USE;
 /* Frees the leases that the previous epoch of this home left behind; they come back by poll with their doubt counted. */
 int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg) MUST_USE;

@@ -563,7 +563,7 @@ int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, 
 	if (!s->writable) {
 		a->code = ST_UNAVAILABLE;
 		a->class = PG_CLASS_CONNECTION;
-	} else if (r != NULL && r->attempt == attempt_id) {
+	} else if (r != NULL && r->attempt == attempt_id && r->owner != 0) {
 		r->due_at = TIME_NEVER;
 	}
 	return 0;

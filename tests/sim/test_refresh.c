@@ -488,6 +488,37 @@ START_TEST(record_whose_clear_part_was_changed_is_not_replayed)
 }
 END_TEST
 
+/* Its answer is there, so its token must not be presented again, whoever can or cannot read that answer today. */
+START_TEST(answered_row_whose_record_cannot_be_opened_leaves_the_schedule)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(300));
+	fake_store_fail_persist(w->store, 1000, PG_CLASS_CONNECTION, false);
+	ck_assert(world_claim(w, r));
+	world_settle(w);
+	size_t n = 0;
+	uint64_t seq = 0;
+	uint8_t copy[4096];
+	const void *p = fake_journal_open_record(0, &seq, &n);
+	ck_assert_ptr_nonnull(p);
+	memcpy(copy, p, n);
+	copy[n - 1] ^= 1;
+	journal_done(w->journal, seq);
+	world_kill(w, false);
+	(void)fake_journal_put(copy, n);
+	fake_store_fail_persist(w->store, 0, PG_CLASS_OK, false);
+	unsigned sent = w->sent;
+	world_replay(w);
+	fake_loop_run_for(w->loop, SECONDS(1));
+	ck_assert_uint_eq(w->replays, 1);
+	ck_assert_uint_eq(world_logged(w, "replay.kept"), 1);
+	ck_assert(r->due_at == TIME_NEVER);
+	ck_assert_ptr_nonnull(fake_journal_open_record(0, NULL, NULL));
+	ck_assert_uint_eq(w->sent, sent);
+	world_end(w);
+}
+END_TEST
+
 /* The mark of the first record was lost with the crash, the second one holds the only copy of the live token. */
 START_TEST(two_open_records_of_one_connection_are_both_replayed)
 {
@@ -1076,6 +1107,7 @@ Suite *unit_suite(void)
 	unit_add(t, replay_of_a_connection_that_is_gone_is_done);
 	unit_add(t, unreadable_record_stays_and_does_not_stop_the_replay);
 	unit_add(t, record_whose_clear_part_was_changed_is_not_replayed);
+	unit_add(t, answered_row_whose_record_cannot_be_opened_leaves_the_schedule);
 	unit_add(t, two_open_records_of_one_connection_are_both_replayed);
 	unit_add(t, lost_reply_without_rotation_is_no_doubt);
 	unit_add(t, lost_reply_within_grace_is_found_again);
