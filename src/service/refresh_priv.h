@@ -1,5 +1,5 @@
 /*
- * refresh_priv - what the three files of `refresh` share: the attempt, its states and their table. For refresh*.c only.
+ * refresh_priv - what the files of `refresh` share: the attempt, its states and their table. For refresh*.c only.
  */
 #ifndef REFRESHD_SERVICE_REFRESH_PRIV_H
 #define REFRESHD_SERVICE_REFRESH_PRIV_H
@@ -113,12 +113,18 @@ struct attempt *attempt_find(struct refresh *r, const uint8_t id[16]);
 void attempt_set_state(struct attempt *a, enum attempt_state to);
 /* Leaves our hands: tells the caller, frees. */
 void attempt_end(struct attempt *a, bool claimed);
-/* Classify what a->reply holds, decide, queue for writing. */
-void attempt_answer(struct attempt *a);
 /* Nothing was sent: give the claim back (due_at 0: unchanged). */
 void attempt_release(struct attempt *a, int64_t due_at);
 void attempt_settle(struct attempt *a);
 void refresh_check_idle(struct refresh *r);
+
+void attempt_drop_gate(struct attempt *a); /* nothing was sent */
+void refresh_tell_gate(struct refresh *r, const char *provider);
+
+/* refresh_send.c */
+void attempt_begin(struct attempt *a, const struct store_claimed *c); /* claimed: send it, or decide without */
+/* Classify what a->reply holds, decide, queue for writing. */
+void attempt_answer(struct attempt *a);
 
 /* refresh_persist.c: everything that is written, and what is tried again */
 void persist_init(struct refresh *r);
