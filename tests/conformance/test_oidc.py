@@ -1,0 +1,207 @@
+#!/usr/bin/env python3
+"""refreshd against a certified OAuth server and a webhook library that others made: 1,000 connections with access tokens of 60 s over
+every client authentication. No spent refresh token may come again, no access token in the database may expire, every webhook must
+verify. REFRESHD_OIDC_SECONDS=300 for the long form. TAP on stdout.
+
+Node and npm are needed; the packages of package-lock.json are fetched once into the build folder. REFRESHD_OFFLINE=1 says that
+there is no network on purpose. "test_oidc.py --install" only fetches them.
+"""
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "integration"))
+import world as w
+from world import wait_until
+
+SECONDS = int(os.environ.get("REFRESHD_OIDC_SECONDS", "75"))
+CONNECTIONS = int(os.environ.get("REFRESHD_OIDC_CONNECTIONS", "1000"))
+LIFE_S = 60
+FOLDER = os.path.join(w.BUILD, "tests/conformance/npm")
+FILES = ["package.json", "package-lock.json", "server.mjs", "verify.mjs"]
+# service -> client id, secret, authentication, more for the client
+CLIENTS = {
+	"basic": ("basic", "basic-secret", "client_secret_basic", {}),
+	"odd": ("odd:client/1 %+", "p@ss w/%+&=:~", "client_secret_basic", {}),
+	"post": ("post", "post-secret&=+%", "client_secret_post", {}),
+	"pkjwt-es": ("pkjwt-es", None, "private_key_jwt", {"assertion_alg": "ES256", "key_id": "client-es"}),
+	"pkjwt-rs": ("pkjwt-rs", None, "private_key_jwt", {"assertion_alg": "RS256"}),
+	"public": ("public", None, "none", {}),
+}
+
+
+def install():
+	"""The packages in the build folder; None, or why they are not there."""
+	for program in ("node", "npm"):
+		if shutil.which(program) is None:
+			return "%s is not installed (Debian: apt-get install nodejs npm)" % program
+	os.makedirs(FOLDER, exist_ok=True)
+	stamp = os.path.join(FOLDER, "installed")
+	with open(os.path.join(HERE, "package-lock.json")) as f:
+		lock = f.read()
+	for name in FILES:
+		shutil.copyfile(os.path.join(HERE, name), os.path.join(FOLDER, name))
+	if os.path.exists(stamp):
+		with open(stamp) as f:
+			if f.read() == lock:
+				return None
+	env = dict(os.environ, npm_config_cache=os.path.join(FOLDER, "cache")) if not os.access(os.path.expanduser("~"), os.W_OK) else None
+	done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=2"], cwd=FOLDER, env=env,
+		stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+	if done.returncode != 0:
+		return "npm ci failed in %s. It needs the npm registry once; without a network set REFRESHD_OFFLINE=1.\n%s" % (FOLDER, done.stdout[-1500:])
+	with open(stamp, "w") as f:
+		f.write(lock)
+	return None
+
+
+class Server:
+	"""The OAuth server, as a process of our own."""
+
+	def __init__(self, folder):
+		ready = os.path.join(folder, "oidc-ready")
+		self.keys = os.path.join(folder, "oidc-keys")
+		self.log = open(os.path.join(folder, "oidc-log"), "w+")
+		self.proc = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "node", "server.mjs", "--ready-file", ready, "--keys-dir", self.keys,
+			"--at-ttl", str(LIFE_S)], cwd=FOLDER, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+		wait_until("the OAuth server", lambda: os.path.exists(ready) or self.proc.poll() is not None, 60)
+		if self.proc.poll() is not None:
+			self.log.seek(0)
+			raise RuntimeError("the OAuth server ended:\n" + self.log.read())
+		with open(ready) as f:
+			facts = json.load(f)
+		self.issuer, self.token_url = facts["issuer"], facts["token_endpoint"]
+
+	def call(self, path, data=None):
+		status, text = w.http(self.issuer + path, data, 60)
+		if status != 200:
+			raise RuntimeError("%s: %d %s" % (path, status, text))
+		return text
+
+	def mint(self, client, n):
+		text = self.call("/_test/mint?client=%s&n=%d" % (w.urllib.parse.quote(client), n), b"")
+		return [json.loads(line) for line in text.splitlines()]
+
+	def stats(self):
+		return json.loads(self.call("/_test/stats"))
+
+	def close(self):
+		self.proc.terminate()
+		self.proc.wait(20)
+		self.log.close()
+
+
+def make_vault(world, server):
+	providers, clients = {}, []
+	for service, (_, _, auth, _) in CLIENTS.items():
+		providers[service] = {"token_url": server.token_url, "client_auth": auth}
+	providers["pkjwt-es"]["audience"] = server.issuer
+	v = world.vault("oidc", providers, migrate=False)
+	for service, (client_id, secret, auth, more) in CLIENTS.items():
+		c = dict(more, application="*", provider=service, client_id=client_id)
+		if secret is not None:
+			c["client_secret_file"] = v.write("secret-" + service, secret + "\n")
+		elif auth == "private_key_jwt":
+			c["private_key_file"] = os.path.join(server.keys, service.split("-")[1] + ".pem")
+		clients.append(c)
+	v.conf["clients"] = clients
+	v.conf["webhooks"] = [{"name": "hooks", "application": "*", "url": world.sim.sink_url("hooks"),
+		"secret_file": v.write("webhook-secret", w.WEBHOOK_SECRET + "\n"), "allow_private": True}]
+	v.write_conf()
+	v.migrate()
+	return v
+
+
+def import_all(v, server):
+	"""Returns a few grants to revoke later: (consumer, grant)."""
+	rng, lines, spare, now = random.Random(1), [], [], time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+	for service, (client_id, *_) in CLIENTS.items():
+		for i, x in enumerate(server.mint(client_id, CONNECTIONS // len(CLIENTS) + 1)):
+			consumer = "%s-%d" % (service, i)
+			lines.append({"application_id": "app", "consumer_id": consumer, "unified_api": "accounting", "service_id": service,
+				"credentials": {"access_token": "imported-%s" % consumer, "refresh_token": x["refresh_token"], "issued_at": now,
+					"expires_in": rng.randint(20, LIFE_S)}})
+			if i < 2:
+				spare.append((consumer, x["grant_id"]))
+	v.import_lines(lines)
+	return len(lines), spare
+
+
+def oidc(tap, world):
+	server = Server(world.dir)
+	try:
+		v = make_vault(world, server)
+		n, spare = import_all(v, server)
+		v.start()
+		began, worst = time.monotonic(), []
+		tick = 0
+		while time.monotonic() - began < SECONDS:
+			tick += 1
+			wait_until("the next second", lambda: time.monotonic() - began >= tick, 10)
+			expired = v.sql("SELECT count(*), coalesce(max(extract(epoch FROM now() - expires_at)), 0) FROM refreshd.credential WHERE expires_at < now()")
+			if expired.split("|")[0] != "0":
+				worst.append((tick, expired))
+		tap.check("no access token in the database was expired in any of %d samples" % tick, not worst, worst[:5])
+		rounds = min(r["refreshes"] for r in v.all_rows())
+		tap.check("every one of %d connections was refreshed, again and again (%d times at least)" % (n, rounds), rounds >= SECONDS // LIFE_S + 1, rounds)
+		stats = server.stats()
+		tap.equal("no spent refresh token came again", stats["reuse_detected"], 0)
+		tap.equal("nothing was refused", stats["errors"], {})
+		tap.equal("every client authentication worked", sorted(stats["by_client"]), sorted(c[0] for c in CLIENTS.values()))
+		for consumer, grant in spare:
+			server.call("/_test/revoke?grant=" + grant, b"")
+		for consumer, _ in spare:
+			service = consumer.rsplit("-", 1)[0]
+			v.ctl("refresh", "app/%s/accounting/%s" % (consumer, service), good=False)
+		dead = sorted(r["consumer"] for r in v.all_rows() if r["state"] == "invalid")
+		tap.equal("revoked grants are found out, and only those", dead, sorted(c for c, _ in spare))
+
+		def told():
+			return {json.loads(h["body"])["payload"]["entity_id"] for h in world.sim.sink("hooks") if "token_refresh.failed" in h["body"]}
+
+		wait_until("a webhook for each", lambda: told() >= {"app+" + c for c, _ in spare}, 30)
+		verify_hooks(tap, v, world.sim.sink("hooks"))
+		v.stop()
+		stats = server.stats()
+		tap.equal("at the end too, no spent refresh token came again", stats["reuse_detected"], 0)
+		tap.equal("token versions only grew", v.count("watch.shrunk"), 0)
+		tap.note("%d refreshes in %.0f s: %s" % (stats["refresh_ok"], time.monotonic() - began, stats["by_client"]))
+	finally:
+		server.close()
+
+
+def verify_hooks(tap, v, hooks):
+	text = "".join(json.dumps({"headers": h["headers"], "body": h["body"]}) + "\n" for h in hooks)
+	forged = json.dumps({"headers": hooks[0]["headers"], "body": hooks[0]["body"].replace("app", "apq", 1)}) + "\n"
+	done = subprocess.run(["node", "verify.mjs", os.path.join(v.dir, "webhook-secret")], cwd=FOLDER, input=text + forged, stdout=subprocess.PIPE,
+		stderr=subprocess.PIPE, text=True)
+	said = done.stdout.splitlines()
+	tap.equal("npm standardwebhooks verifies each of %d webhooks" % len(hooks), said[:-1], ["ok"] * len(hooks))
+	tap.check("and refuses one that was changed", said and said[-1].startswith("bad"), said[-1:] + [done.stderr])
+
+
+def main():
+	tap = w.Tap()
+	why = install()
+	if sys.argv[1:] == ["--install"]:
+		if why is not None:
+			print(why, file=sys.stderr)
+		return 0 if why is None else 1
+	if why is not None and os.environ.get("REFRESHD_OFFLINE") == "1":
+		print("1..0 # SKIP REFRESHD_OFFLINE is set: %s" % why.split("\n")[0])
+		return 0
+	if why is not None:
+		tap.check("node and the packages are there", False, why)
+		return tap.finish()
+	with w.World("oidc") as world:
+		tap.run([oidc], world)
+	return tap.finish()
+
+
+if __name__ == "__main__":
+	sys.exit(main())
