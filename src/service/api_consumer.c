@@ -46,9 +46,10 @@ static int read_page(struct api_call *c, struct page *p, struct buf *plain, cons
 		api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
 		return ST_INVALID;
 	}
-	e = api_query_int(c, "limit", PAGE_DEFAULT, 1, PAGE_MAX, &limit);
-	p->limit = e == 0 ? (unsigned)limit : 0;
-	return e;
+	if (api_query_int(c, "limit", PAGE_DEFAULT, 1, PAGE_MAX, &limit) != 0)
+		return ST_INVALID; /* answered: p is gone */
+	p->limit = (unsigned)limit;
+	return 0;
 }
 
 static void write_iso(struct jsonw *w, const char *name, int64_t wall_us)

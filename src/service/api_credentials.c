@@ -80,8 +80,9 @@ static void fail_by_row(struct api_call *c, const struct store_connection *k)
 		fail_dead(c, k, k->reason);
 	else if (strcmp(k->health, "missing_settings") == 0)
 		api_fail(c, API_SETTINGS, "a setting that the connector needs is missing");
-	else
-		api_fail_refresh(c, API_CONNECTOR_FAILED, k->reason, k->failures, "the provider did not refresh the token now; it is tried again");
+	else /* where our client or our pace was refused, the row does not say it: that is no fault of the connection */
+		api_fail_refresh(c, API_CONNECTOR_FAILED, strcmp(k->reason, "none") == 0 ? reason_word(REASON_PROVIDER_ERROR) : k->reason, k->failures,
+			"the provider did not refresh the token now; it is tried again");
 }
 
 /* ---------------------------------------------------------------- what is there */
