@@ -16,7 +16,7 @@ def files(*folders, ext):
 	found = []
 	for folder in folders:
 		for here, dirs, names in os.walk(os.path.join(TOP, folder)):
-			dirs[:] = sorted(d for d in dirs if d not in ("node_modules", "__pycache__", "autom4te.cache", ".deps"))
+			dirs[:] = sorted(d for d in dirs if d not in ("node_modules", ".tools", "__pycache__", "autom4te.cache", ".deps"))
 			found += [os.path.relpath(os.path.join(here, n), TOP) for n in sorted(names) if n.endswith(tuple(ext))]
 	return found
 
