@@ -25,7 +25,7 @@ check() { # NAME TOOL COMMAND...: ok when the command succeeds and says nothing
 }
 
 shell_scripts() {
-	(cd "$src" && find . -path ./.git -prune -o -name node_modules -prune -o -path ./build-aux -prune -o \
+	(cd "$src" && find . -path ./.git -prune -o -name node_modules -prune -o -name .tools -prune -o -path ./build-aux -prune -o \
 		-type f -size -100k -print | while read -r f; do
 		head -c 40 "$f" | head -n 1 | grep -qE '^#!.*(bash|/sh)\b' && case $f in ./configure* | ./config.status | ./libtool) ;; *) echo "$f" ;; esac
 	done)
@@ -39,7 +39,7 @@ run_shellcheck() {
 }
 
 run_codespell() {
-	(cd "$src" && find . -path ./.git -prune -o -name node_modules -prune -o -path ./build-aux -prune -o -path ./m4 -prune -o \
+	(cd "$src" && find . -path ./.git -prune -o -name node_modules -prune -o -name .tools -prune -o -path ./build-aux -prune -o -path ./m4 -prune -o \
 		-type f \( -name '*.[ch158]' -o -name '*.md' -o -name '*.sh' -o -name '*.py' -o -name '*.yaml' -o -name '*.def' -o -name '*.inc' \
 		-o -name '*.am' -o -name '*.ac' -o -name '*.in' -o -name bootstrap \) ! -name aclocal.m4 ! -name config.h.in ! -name Makefile.in -print0 |
 		xargs -0 codespell -L "$(paste -sd, tests/lint/words)")
