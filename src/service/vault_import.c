@@ -14,6 +14,7 @@
 #include "base/sys.h"
 #include "model/event.h"
 #include "service/seal.h"
+#include "service/upsert.h"
 #include "service/vault.h"
 
 #define SEALED_MAX ((size_t)256 * 1024)
@@ -39,11 +40,7 @@ static const struct pgstmt SQL_SCHEDULE = {
 	"INSERT INTO refreshd.schedule AS s (slot, connection_id, token_version, due_at, application_id, service_id)"
 	" SELECT slot, connection_id, token_version, due_at, application_id, service_id FROM pg_temp.refreshd_import"
 	" ORDER BY slot, connection_id"
-	" ON CONFLICT (slot, connection_id) DO UPDATE SET token_version = excluded.token_version, due_at = excluded.due_at,"
-	" attempt_id = 0, doubts = 0,"
-	" lease_owner = CASE WHEN s.lease_until > now() THEN s.lease_owner END,"
-	" sent_deadline = CASE WHEN s.lease_until > now() THEN s.sent_deadline END,"
-	" lease_until = CASE WHEN s.lease_until > now() THEN s.lease_until END"
+	" ON CONFLICT (slot, connection_id) DO UPDATE SET " UPSERT_SCHEDULE_SET("excluded")
 	" WHERE s.token_version < excluded.token_version"
 	" RETURNING s.connection_id, s.xmax = 0",
 };
@@ -64,25 +61,10 @@ static const struct pgstmt SQL_WRITE = {
 	"WITH a AS MATERIALIZED (SELECT i.*, r.created, r.state, r.health, r.event_type, r.event_id, r.entity_id, r.entity"
 	" FROM unnest($1::int[], $2::boolean[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::text[])"
 	" AS r (ord, created, state, health, event_type, event_id, entity_id, entity) JOIN pg_temp.refreshd_import i USING (ord) LIMIT $10),"
-	" n AS (INSERT INTO refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id,"
-	" auth_type, state, health, created_at, updated_at, metadata, settings_public, settings)"
-	" SELECT slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state, health, $9, $9,"
-	" coalesce(metadata, '{}'), coalesce(settings_public, '{}'), settings FROM a WHERE created),"
-	" u AS (UPDATE refreshd.connection c SET auth_type = a.auth_type, state = a.state, health = a.health, reason = 'none',"
-	" failures = 0, first_failed_at = NULL, updated_at = $9, metadata = coalesce(a.metadata, c.metadata),"
-	" settings_public = coalesce(a.settings_public, c.settings_public), settings = coalesce(a.settings, c.settings)"
-	" FROM a WHERE NOT a.created AND c.slot = a.slot AND c.connection_id = a.connection_id),"
-	" k AS (INSERT INTO refreshd.credential (slot, connection_id, token_version, issued_at, expires_at, refresh_issued_at,"
-	" refresh_expires_at, access_token, refresh_token)"
-	" SELECT slot, connection_id, token_version, issued_at, expires_at, refresh_issued_at, refresh_expires_at, access_token,"
-	" refresh_token FROM a"
-	" ON CONFLICT (slot, connection_id) DO UPDATE SET token_version = excluded.token_version, issued_at = excluded.issued_at,"
-	" expires_at = excluded.expires_at, refresh_issued_at = excluded.refresh_issued_at,"
-	" refresh_expires_at = excluded.refresh_expires_at, access_token = excluded.access_token,"
-	" refresh_token = excluded.refresh_token, previous_refresh_token = NULL)"
-	" INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity,"
-	" occurred_at) SELECT event_id, application_id, connection_id, event_type, entity_id, 'Connection', entity, $9"
-	" FROM a WHERE event_type IS NOT NULL",
+	" n AS (" UPSERT_CONNECTION_INSERT("$9") "),"
+	" u AS (" UPSERT_CONNECTION_UPDATE("$9") "),"
+	" k AS (" UPSERT_CREDENTIAL ") "
+	UPSERT_EVENT("$9"),
 };
 
 /* ---------------------------------------------------------------- rows */
