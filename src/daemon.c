@@ -472,10 +472,11 @@ static int open_journal(struct daemon *d, struct fault *f)
 	return 0;
 }
 
-static int open_http(struct daemon *d, struct httpc **out, unsigned connections, struct fault *f)
+static int open_http(struct daemon *d, struct httpc **out, unsigned connections, const char *ca_file, struct fault *f)
 {
 	const struct httpc_params p = {
 		.max_connections = connections,
+		.ca_file = ca_file,
 		.user_agent = "refreshd/" PACKAGE_VERSION,
 		.idle_timeout_us = 30 * US_PER_S,
 		.max_lifetime_us = 600 * US_PER_S,
@@ -493,9 +494,9 @@ static int open_io(struct daemon *d, struct fault *f)
 	if (e == 0)
 		e = open_journal(d, f);
 	if (e == 0)
-		e = open_http(d, &d->token_http, c->refresh.max_in_flight, f);
+		e = open_http(d, &d->token_http, c->refresh.max_in_flight, NULL, f);
 	if (e == 0)
-		e = open_http(d, &d->webhook_http, c->delivery.max_in_flight, f);
+		e = open_http(d, &d->webhook_http, c->delivery.max_in_flight, c->delivery.ca_file, f);
 	if (e == 0)
 		e = store_new(d->loop, d->resolver, c, d->home, &d->store, f);
 	return e;
@@ -519,7 +520,7 @@ static int open_services(struct daemon *d, struct fault *f)
 	e = health_listen(d->health, d->conf, f);
 	if (e != 0 || !d->conf->api.on)
 		return e;
-	const struct api_parts ap = { .store = d->store, .scheduler = d->scheduler, .outbox = on_outbox, .arg = d };
+	const struct api_parts ap = { .store = d->store, .scheduler = d->scheduler, .webhook = d->webhook, .outbox = on_outbox, .arg = d };
 	return api_new(d->loop, &ap, d->conf, &d->api, f);
 }
 

@@ -125,7 +125,7 @@ void conf_unref(struct conf *c)
 	if (--c->refs > 0)
 		return;
 	char *texts[] = { c->path, c->instance, c->state_dir, c->database.url, c->keyring_file,
-		c->api.cert_file, c->api.key_file, c->dns.resolv_conf };
+		c->api.cert_file, c->api.key_file, c->dns.resolv_conf, c->delivery.ca_file };
 	for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++)
 		mem_free(texts[i]);
 	keyring_unref(c->keyring);

@@ -81,6 +81,7 @@ struct conf {
 	struct {
 		int64_t timeout_us;	 /* default 20 s */
 		unsigned max_in_flight;	 /* default 64; per endpoint 4 */
+		char *ca_file;		 /* NULL: the system bundle */
 	} delivery;
 	struct conf_webhook *webhooks;
 	size_t n_webhooks;

@@ -314,6 +314,9 @@ static void declare(void)
 		(void)metrics_get(M_API_REQUESTS, "other", refused[k]);
 	(void)metrics_get(M_API_REQUESTS, "delete", "204");
 	(void)metrics_get(M_API_REQUESTS, "import", "413");
+	(void)metrics_get(M_API_REQUESTS, "hook_create", "201");
+	(void)metrics_get(M_API_REQUESTS, "hook_create", "409");
+	(void)metrics_get(M_API_REQUESTS, "hook_redeliver", "409");
 	(void)metrics_get(M_API_REQUESTS, "update", "413");
 	for (int k = 0; k < 3; k++) {
 		static const char *const waited[] = { "422", "502", "504" };
@@ -363,6 +366,7 @@ void api_free(struct api *a)
 	a->draining = true;
 	api_room_free(a->room);
 	api_imports_free(a->imports);
+	webhook_end_checks(a->parts.webhook);
 	ALWAYS(a->calls == NULL);
 	httpd_free(a->httpd);
 	api_keys_free(a->keys);

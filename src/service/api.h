@@ -15,12 +15,14 @@
 #include "model/conf.h"
 #include "service/scheduler.h"
 #include "service/store.h"
+#include "service/webhook.h"
 
 struct api;
 
 struct api_parts { /* all outlive the API but the store, which may go first */
 	struct store *store;
 	struct scheduler *scheduler;
+	struct webhook *webhook;
 	void (*outbox)(void *arg); /* an event was committed */
 	void *arg;
 };

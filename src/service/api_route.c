@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "service/api_webhooks.h"
 
 #define PART_MAX 600
 
@@ -25,6 +26,14 @@ const struct api_route api_routes[] = {
 	{ "consumer", HTTPD_GET, "/vault/consumers/{id}", API_READ, API_NO_CONSUMER, api_do_consumer, true },
 	{ "consumer_delete", HTTPD_DELETE, "/vault/consumers/{id}", API_WRITE, API_NO_CONSUMER, api_do_consumer_delete, true },
 	{ "logs", HTTPD_GET, "/vault/logs", API_READ, API_CONSUMER_OPTIONAL, api_do_logs, true },
+	{ "hook_create", HTTPD_POST, "/webhook/webhooks", API_WEBHOOKS, API_NO_CONSUMER, api_do_hook_create, false },
+	{ "hook_list", HTTPD_GET, "/webhook/webhooks", API_WEBHOOKS, API_NO_CONSUMER, api_do_hook_list, true },
+	{ "hook", HTTPD_GET, "/webhook/webhooks/{id}", API_WEBHOOKS, API_NO_CONSUMER, api_do_hook_get, true },
+	{ "hook_update", HTTPD_PATCH, "/webhook/webhooks/{id}", API_WEBHOOKS, API_NO_CONSUMER, api_do_hook_update, false },
+	{ "hook_delete", HTTPD_DELETE, "/webhook/webhooks/{id}", API_WEBHOOKS, API_NO_CONSUMER, api_do_hook_delete, true },
+	{ "hook_rotate", HTTPD_POST, "/webhook/webhooks/{id}/rotate-secret", API_WEBHOOKS, API_NO_CONSUMER, api_do_hook_rotate, false },
+	{ "hook_redeliver", HTTPD_POST, "/webhook/webhooks/{id}/redeliver", API_WEBHOOKS, API_NO_CONSUMER, api_do_hook_redeliver, false },
+	{ "hook_logs", HTTPD_GET, "/webhook/logs", API_WEBHOOKS, API_NO_CONSUMER, api_do_hook_logs, true },
 	{ "openapi", HTTPD_GET, "/openapi.json", API_OPEN, API_NO_CONSUMER, api_do_openapi, true },
 };
 const size_t api_n_routes = sizeof api_routes / sizeof *api_routes;
