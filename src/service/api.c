@@ -65,7 +65,9 @@ void api_call_end(struct api_call *c, int status, struct buf *body)
 	const char *route = c->route != NULL ? c->route->name : "other";
 	(void)snprintf(code, sizeof code, "%d", status);
 	metrics_inc(M_API_REQUESTS, route, code);
-	log_at(status >= 500 ? LOG_LEVEL_WARNING : LOG_LEVEL_DEBUG, "api.request", K_WORD("route", route), K_INT("code", status),
+	/* While the database is away everyone is told so: that is said once by others. */
+	enum log_level level = status < 500 || status == 503 ? LOG_LEVEL_DEBUG : status == 500 ? LOG_LEVEL_WARNING : LOG_LEVEL_INFO;
+	log_at(level, "api.request", K_WORD("route", route), K_INT("code", status),
 		K_TEXT("request", c->request_id), K_MS((sys_mono_us() - c->began_us) / US_PER_MS));
 	httpd_reply_header(c->req, "Request-Id", c->request_id);
 	if (c->route == NULL || c->route->scopes != API_OPEN)
@@ -137,6 +139,19 @@ struct json_object *api_body(struct api_call *c, bool may_be_empty)
 
 /* ---------------------------------------------------------------- checks, in order */
 
+/* Is there a database to ask? What can only be read is answered to those who only read. */
+static bool can_ask(const struct api *a)
+{
+	enum store_state s = store_state(a->parts.store);
+	return a->running && !a->draining && (s == STORE_READY || s == STORE_READ_ONLY || s == STORE_FULL);
+}
+
+static void fail_away(struct api_call *c)
+{
+	api_retry_after(c, c->api->draining ? 1 : 2);
+	api_fail(c, API_UNAVAILABLE, c->api->draining ? "shutting down" : "the database is not available now");
+}
+
 static void run(struct api_call *c)
 {
 	struct api *a = c->api;
@@ -144,9 +159,8 @@ static void run(struct api_call *c)
 	(void)httpd_body(c->req, &n);
 	if (n > API_BODY_MAX) {
 		api_fail(c, API_TOO_LARGE, "the body is larger than %zu bytes", API_BODY_MAX);
-	} else if (!a->running || a->draining || store_state(a->parts.store) == STORE_CONNECTING || store_state(a->parts.store) == STORE_FENCED) {
-		api_retry_after(c, a->draining ? 1 : 2);
-		api_fail(c, API_UNAVAILABLE, a->draining ? "shutting down" : "the database is not available now");
+	} else if (!can_ask(a)) {
+		fail_away(c);
 	} else if (c->route->method != HTTPD_GET && !store_writable(a->parts.store)) {
 		api_retry_after(c, 2);
 		api_fail(c, API_UNAVAILABLE, "the database cannot be written now");
@@ -248,12 +262,8 @@ static void authenticate(struct api_call *c)
 		authorized(c, app, scopes);
 		return;
 	}
-	enum store_state s = store_state(a->parts.store);
-	bool away = !a->running || a->draining || s == STORE_CONNECTING || s == STORE_CHECKING || s == STORE_WRONG_SCHEMA;
-	if (away || store_key_of(a->parts.store, c->key_hash, on_key, c) != 0) {
-		api_retry_after(c, 2);
-		api_fail(c, API_UNAVAILABLE, a->draining ? "shutting down" : "the database is not available now");
-	}
+	if (!can_ask(a) || store_key_of(a->parts.store, c->key_hash, on_key, c) != 0)
+		fail_away(c);
 }
 
 static void refuse_method(struct api_call *c)
@@ -318,6 +328,8 @@ static void declare(void)
 	(void)metrics_get(M_API_REQUESTS, "hook_create", "409");
 	(void)metrics_get(M_API_REQUESTS, "hook_redeliver", "409");
 	(void)metrics_get(M_API_REQUESTS, "update", "413");
+	(void)metrics_get(M_API_REQUESTS, "update", "409");
+	(void)metrics_get(M_API_REQUESTS, "consumer_delete", "409");
 	for (int k = 0; k < 3; k++) {
 		static const char *const waited[] = { "422", "502", "504" };
 		(void)metrics_get(M_API_REQUESTS, "validate", waited[k]);

@@ -161,7 +161,9 @@ static void on_due(void *arg, int code, int64_t n)
 static void refresh_now(struct api_call *c, const struct store_connection *k)
 {
 	struct need *need = c->state;
-	need->seen = (struct api_baseline){ .token_version = k->token_version, .attempt_id = k->attempt_id, .leased = k->leased };
+	/* An attempt that an import voided is none of the present tokens'. */
+	need->seen = (struct api_baseline){ .token_version = k->token_version, .attempt_id = k->attempt_id,
+		.leased = k->leased && k->attempt_id != 0 };
 	if (conf_client(c->conf, c->application, k->key.service_id) == NULL) {
 		api_fail_refresh(c, API_CONNECTOR_FAILED, reason_word(REASON_NO_CLIENT), k->failures, "%s", reason_text(REASON_NO_CLIENT));
 		return;

@@ -77,10 +77,11 @@ static const struct pgstmt SQL_FORGET = {
 	" SELECT event_id, application_id, connection_id, 'vault.connection.deleted', entity_id, 'Connection', entity, $7 FROM gone",
 };
 
+/* A lease whose attempt an import voided says nothing of the present tokens: due behind it. */
 static const struct pgstmt SQL_DUE_NOW = {
 	"vaultapi_due_now",
 	"UPDATE refreshd.schedule SET due_at = now() WHERE slot = $1 AND connection_id = $2 AND application_id = $3"
-	" AND token_version = $4 AND (lease_until IS NULL OR lease_until <= now())",
+	" AND token_version = $4 AND (lease_until IS NULL OR lease_until <= now() OR attempt_id = 0)",
 };
 
 /* ---------------------------------------------------------------- helpers */
