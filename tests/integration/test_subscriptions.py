@@ -5,6 +5,7 @@ redelivery, the log, and two applications that must not see each other."""
 import base64
 import hashlib
 import hmac
+import http.client
 import http.server
 import json
 import os
@@ -32,6 +33,7 @@ class Sink:
 
 	def __init__(self, folder):
 		self.ca, self.got, self.status, self.lock = os.path.join(folder, "ca.crt"), {}, {}, threading.Lock()
+		self.closing = threading.Event()
 		key, crt = os.path.join(folder, "sink.key"), os.path.join(folder, "sink.crt")
 		openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", key, "-out", crt,
 			"-days", "2", "-subj", "/CN=sink", "-addext", "subjectAltName=IP:127.0.0.1")
@@ -46,6 +48,9 @@ class Sink:
 				with sink.lock:
 					sink.got.setdefault(self.path, []).append((dict(self.headers), body))
 					status = sink.status.get(self.path, 200)
+				if status == "hang":
+					sink.closing.wait(60)
+					return
 				self.send_response(status)
 				self.send_header("content-length", "0")
 				self.end_headers()
@@ -66,6 +71,7 @@ class Sink:
 			return [(h, b) for h, b in self.got.get(path, []) if event_type in (None, h["x-apideck-event-type"])]
 
 	def close(self):
+		self.closing.set()
 		self.server.shutdown()
 		self.server.server_close()
 
@@ -351,12 +357,37 @@ def again(tap, world):
 	tap.equal("the daemon ends well", v.stop(), 0)
 
 
+def stopped(tap, world):
+	sink = world.sink
+	v, c, _ = open_vault(world, "stopped", sink)
+	sink.status["/hang"] = "hang"
+	answers = []
+
+	def ask():
+		try:
+			answers.append(create(c, sink, "/hang").status)
+		except OSError as e:
+			answers.append(type(e).__name__)
+		except http.client.HTTPException as e:
+			answers.append(type(e).__name__)
+	askers = [threading.Thread(target=ask) for _ in range(10)]
+	for t in askers:
+		t.start()
+	wait_until("the checks to be under way", lambda: len(sink.of("/hang")) >= 8 and len(answers) >= 2, 20)
+	tap.equal("eight checks at once are the most", answers, [429, 429])
+	tap.equal("the daemon ends well in the middle of them", v.stop(), 0)
+	for t in askers:
+		t.join()
+	tap.check("and nobody was told that it was made", len(answers) == 10 and 201 not in answers, answers)
+	tap.equal("nor was it", v.count("refreshd.webhook_endpoint"), 0)
+
+
 def main():
 	tap = Tap()
 	with World("subs", realms=["a"]) as world:
 		world.sink = Sink(world.dir)
 		try:
-			tap.run([life, refused, rotation, again], world)
+			tap.run([life, refused, rotation, again, stopped], world)
 		finally:
 			world.sink.close()
 	return tap.finish()

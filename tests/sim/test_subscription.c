@@ -453,6 +453,15 @@ START_TEST(a_failed_load_is_repeated)
 	fake_loop_run_for(t.loop, 20 * US_PER_S); /* without a poll */
 	post(EVENT_REFRESH_FAILED, "app1");
 	ck_assert_uint_eq(t.n_got, 1);
+	unsigned told = fake_outbox_calls(t.store)->hooks_told;
+	fake_outbox_fail(t.store, ST_UNAVAILABLE, false);
+	use(""); /* all of them are asked for, changed or not */
+	fake_loop_run_for(t.loop, US_PER_S);
+	fake_outbox_fail(t.store, 0, false);
+	unsigned failed = fake_outbox_calls(t.store)->hooks_told;
+	fake_loop_run_for(t.loop, 20 * US_PER_S);
+	ck_assert_uint_gt(failed, told); /* the fake counts what it would have told */
+	ck_assert_uint_eq(fake_outbox_calls(t.store)->hooks_told, failed + 1);
 }
 END_TEST
 
