@@ -1,8 +1,8 @@
 /*
  * api - one request from its first look to its answer: route, key, limits, headers; then the handler.
  *
- * The order is fixed: what costs nothing comes first, and nothing is told to a caller without a key. Must not: know what any
- * route does (the api_*.c files do), or hold a lock on anything while it waits.
+ * The order is fixed: what costs nothing comes first, and nothing is told to a caller without a key. Must
+ * not: know what any route does (the api_*.c files do), or hold a lock on anything while it waits.
  */
 #include "service/api_priv.h"
 
@@ -29,7 +29,11 @@ static struct api_call *call_new(struct api *a, struct httpd_request *req)
 {
 	struct api_call *c = mem_alloc(sizeof *c);
 	uint8_t id[16];
-	*c = (struct api_call){ .magic = CALL_MAGIC, .api = a, .req = req, .conf = conf_ref(a->conf), .began_us = sys_mono_us() };
+	*c = (struct api_call){.magic = CALL_MAGIC,
+		.api = a,
+		.req = req,
+		.conf = conf_ref(a->conf),
+		.began_us = sys_mono_us()};
 	api_match_init(&c->match);
 	sys_uuid4(id);
 	str_format_uuid(id, c->request_id);
@@ -66,7 +70,9 @@ void api_call_end(struct api_call *c, int status, struct buf *body)
 	(void)snprintf(code, sizeof code, "%d", status);
 	metrics_inc(M_API_REQUESTS, route, code);
 	/* While the database is away everyone is told so: that is said once by others. */
-	enum log_level level = status < 500 || status == 503 ? LOG_LEVEL_DEBUG : status == 500 ? LOG_LEVEL_WARNING : LOG_LEVEL_INFO;
+	enum log_level level = status < 500 || status == 503 ? LOG_LEVEL_DEBUG
+			       : status == 500               ? LOG_LEVEL_WARNING
+							     : LOG_LEVEL_INFO;
 	log_at(level, "api.request", K_WORD("route", route), K_INT("code", status),
 		K_TEXT("request", c->request_id), K_MS((sys_mono_us() - c->began_us) / US_PER_MS));
 	httpd_reply_header(c->req, "Request-Id", c->request_id);
@@ -100,14 +106,17 @@ int api_query(const struct api_call *c, const char *name, struct buf *out)
 		if (len > n && s[n] == '=' && memcmp(s, name, n) == 0) {
 			buf_reset(out);
 			int e = str_percent_decode(out, s + n + 1, len - n - 1, true);
-			return e == 0 && str_is_utf8(out->data, out->len) && !str_has_ctl(out->data, out->len) ? 0 : ST_SYNTAX;
+			return e == 0 && str_is_utf8(out->data, out->len) && !str_has_ctl(out->data, out->len)
+				       ? 0
+				       : ST_SYNTAX;
 		}
 		s += len + (s[len] == '&');
 	}
 	return ST_NOT_FOUND;
 }
 
-int api_query_int(struct api_call *c, const char *name, int64_t missing, int64_t min, int64_t max, int64_t *out)
+int api_query_int(
+	struct api_call *c, const char *name, int64_t missing, int64_t min, int64_t max, int64_t *out)
 {
 	struct buf text = BUF_INIT(64);
 	int64_t v = missing;
@@ -119,7 +128,8 @@ int api_query_int(struct api_call *c, const char *name, int64_t missing, int64_t
 		*out = v;
 		return 0;
 	}
-	api_fail(c, API_BAD_REQUEST, "query parameter %s must be a whole number from %lld to %lld", name, (long long)min, (long long)max);
+	api_fail(c, API_BAD_REQUEST, "query parameter %s must be a whole number from %lld to %lld", name,
+		(long long)min, (long long)max);
 	return ST_INVALID;
 }
 
@@ -133,7 +143,8 @@ struct json_object *api_body(struct api_call *c, bool may_be_empty)
 	if (root != NULL && json_object_get_type(root) == json_type_object)
 		return root;
 	grant_parse_free(root);
-	api_fail(c, API_BAD_REQUEST, "the body must be one JSON object in UTF-8, not nested deeply, with no name given twice");
+	api_fail(c, API_BAD_REQUEST,
+		"the body must be one JSON object in UTF-8, not nested deeply, with no name given twice");
 	return NULL;
 }
 
@@ -149,7 +160,8 @@ static bool can_ask(const struct api *a)
 static void fail_away(struct api_call *c)
 {
 	api_retry_after(c, c->api->draining ? 1 : 2);
-	api_fail(c, API_UNAVAILABLE, c->api->draining ? "shutting down" : "the database is not available now");
+	api_fail(
+		c, API_UNAVAILABLE, c->api->draining ? "shutting down" : "the database is not available now");
 }
 
 static void run(struct api_call *c)
@@ -181,13 +193,13 @@ static bool take_header(struct api_call *c, const char *name, char **out)
 
 static bool check_names(struct api_call *c)
 {
-	struct fault f = { 0 };
-	const struct conn_key owner = { c->application, c->consumer != NULL ? c->consumer : "x", "x", "x" };
+	struct fault f = {0};
+	const struct conn_key owner = {c->application, c->consumer != NULL ? c->consumer : "x", "x", "x"};
 	if (conn_key_check(&owner, &f) != 0) {
 		api_fail(c, API_BAD_HEADERS, "%s", f.text);
 		return false;
 	}
-	const struct conn_key connector = { "x", "x", c->key.unified_api, c->key.service_id };
+	const struct conn_key connector = {"x", "x", c->key.unified_api, c->key.service_id};
 	if (c->match.service_id.len > 0 && conn_key_check(&connector, &f) != 0) {
 		api_fail(c, API_NO_CONNECTOR, "there is no connector of this unified_api and service_id");
 		return false;
@@ -208,15 +220,18 @@ static void authorized(struct api_call *c, const char *app, unsigned scopes)
 		api_fail(c, API_BAD_HEADERS, "header x-apideck-app-id is missing or empty");
 		return;
 	}
-	bool consumer = c->route->consumer != API_NO_CONSUMER && take_header(c, "x-apideck-consumer-id", &c->consumer);
+	bool consumer = c->route->consumer != API_NO_CONSUMER &&
+			take_header(c, "x-apideck-consumer-id", &c->consumer);
 	if (strcmp(app, c->application) != 0) {
-		api_fail(c, API_UNAUTHORIZED, "the API key is not one of the application that header x-apideck-app-id names");
+		api_fail(c, API_UNAUTHORIZED,
+			"the API key is not one of the application that header x-apideck-app-id names");
 	} else if ((c->route->scopes & scopes) == 0) {
 		api_fail(c, API_UNAUTHORIZED, "the API key lacks the scope that this call needs");
 	} else if (c->route->consumer == API_CONSUMER && !consumer) {
 		api_fail(c, API_BAD_HEADERS, "header x-apideck-consumer-id is missing or empty");
 	} else {
-		c->key = (struct conn_key){ c->application, c->consumer, buf_str(&c->match.unified_api), buf_str(&c->match.service_id) };
+		c->key = (struct conn_key){c->application, c->consumer, buf_str(&c->match.unified_api),
+			buf_str(&c->match.service_id)};
 		if (check_names(c))
 			run(c);
 	}
@@ -271,7 +286,8 @@ static void refuse_method(struct api_call *c)
 	static const struct {
 		enum httpd_method method;
 		const char *word;
-	} words[] = { { HTTPD_GET, "GET, HEAD" }, { HTTPD_POST, "POST" }, { HTTPD_PATCH, "PATCH" }, { HTTPD_DELETE, "DELETE" } };
+	} words[] = {{HTTPD_GET, "GET, HEAD"}, {HTTPD_POST, "POST"}, {HTTPD_PATCH, "PATCH"},
+		{HTTPD_DELETE, "DELETE"}};
 	struct buf allow = BUF_INIT(128);
 	for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
 		if ((c->match.allowed & words[i].method) != 0)
@@ -314,8 +330,9 @@ static void on_refused(void *arg, int status)
 /* Every series that can come is there from the start. */
 static void declare(void)
 {
-	static const char *const codes[] = { "200", "400", "401", "404", "429", "500", "503" };
-	static const char *const refused[] = { "400", "404", "405", "408", "413", "417", "431", "501", "503", "505" };
+	static const char *const codes[] = {"200", "400", "401", "404", "429", "500", "503"};
+	static const char *const refused[] = {
+		"400", "404", "405", "408", "413", "417", "431", "501", "503", "505"};
 	for (size_t i = 0; i < api_n_routes; i++) {
 		for (size_t k = 0; k < sizeof codes / sizeof *codes; k++)
 			(void)metrics_get(M_API_REQUESTS, api_routes[i].name, codes[k]);
@@ -331,7 +348,7 @@ static void declare(void)
 	(void)metrics_get(M_API_REQUESTS, "update", "409");
 	(void)metrics_get(M_API_REQUESTS, "consumer_delete", "409");
 	for (int k = 0; k < 3; k++) {
-		static const char *const waited[] = { "422", "502", "504" };
+		static const char *const waited[] = {"422", "502", "504"};
 		(void)metrics_get(M_API_REQUESTS, "validate", waited[k]);
 		(void)metrics_get(M_API_REQUESTS, "credentials", waited[k]);
 	}
@@ -356,7 +373,7 @@ static int listen_on(struct api *a, struct fault *f)
 int api_new(struct loop *l, const struct api_parts *p, struct conf *c, struct api **out, struct fault *f)
 {
 	struct api *a = mem_alloc(sizeof *a);
-	*a = (struct api){ .magic = MAGIC, .loop = l, .parts = *p, .conf = conf_ref(c) };
+	*a = (struct api){.magic = MAGIC, .loop = l, .parts = *p, .conf = conf_ref(c)};
 	a->keys = api_keys_new();
 	a->imports = api_imports_new(a);
 	a->room = api_room_new(a);

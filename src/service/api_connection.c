@@ -1,7 +1,8 @@
 /*
  * api_connection - list, get, delete: the connections as they are stored, and as they could be.
  *
- * A service that is configured and not connected is `available`; it has no row, here it is made up from the configuration.
+ * A service that is configured and not connected is `available`; it has no row, here it is made up from the
+ * configuration.
  */
 #include "service/api_priv.h"
 
@@ -65,17 +66,20 @@ static bool is_configured(const struct store_connection *k)
 	return strcmp(k->state, "available") != 0 && strcmp(k->state, "added") != 0;
 }
 
-static bool is_there(const struct store_connection *v, size_t n, const char *unified_api, const char *service_id)
+static bool is_there(
+	const struct store_connection *v, size_t n, const char *unified_api, const char *service_id)
 {
 	for (size_t i = 0; i < n; i++) {
-		if (strcmp(v[i].key.unified_api, unified_api) == 0 && strcmp(v[i].key.service_id, service_id) == 0)
+		if (strcmp(v[i].key.unified_api, unified_api) == 0 &&
+			strcmp(v[i].key.service_id, service_id) == 0)
 			return true;
 	}
 	return false;
 }
 
 /* What the consumer could connect and has not. */
-static size_t write_available(struct api_reply *r, const struct list_state *s, const struct store_connection *v, size_t n)
+static size_t write_available(
+	struct api_reply *r, const struct list_state *s, const struct store_connection *v, size_t n)
 {
 	size_t written = 0;
 	const struct conf *c = r->call->conf;
@@ -83,7 +87,8 @@ static size_t write_available(struct api_reply *r, const struct list_state *s, c
 		const struct provider *p = c->providers[i];
 		for (size_t k = 0; k < p->unified_apis.n; k++) {
 			const char *api = p->unified_apis.v[k];
-			if ((s->unified_api != NULL && strcmp(s->unified_api, api) != 0) || is_there(v, n, api, p->key))
+			if ((s->unified_api != NULL && strcmp(s->unified_api, api) != 0) ||
+				is_there(v, n, api, p->key))
 				continue;
 			api_write_available(&r->w, NULL, r->call, p, api);
 			written++;
@@ -116,7 +121,7 @@ static void on_listed(void *arg, int code, const struct store_connection *v, siz
 	jsonw_array_end(&r.w);
 	if (shown < n) {
 		const struct conn_key *last = &v[shown - 1].key;
-		const char *const parts[] = { last->consumer_id, last->unified_api, last->service_id };
+		const char *const parts[] = {last->consumer_id, last->unified_api, last->service_id};
 		ALWAYS(api_cursor_write(&next, parts, 3) == 0); /* three ids of bounded length */
 	}
 	api_reply_page(&r, written, &next);
@@ -128,7 +133,7 @@ static void on_listed(void *arg, int code, const struct store_connection *v, siz
 static int read_list(struct api_call *c, struct list_state *s, struct buf *plain, struct store_conn_list *w)
 {
 	struct buf text = BUF_INIT(2048);
-	const char *parts[3] = { "", "", "" };
+	const char *parts[3] = {"", "", ""};
 	int64_t limit;
 	bool only = false;
 	int e = api_query(c, "configured", &text);
@@ -161,7 +166,7 @@ static int read_list(struct api_call *c, struct list_state *s, struct buf *plain
 		.application_id = c->application,
 		.consumer_id = c->consumer,
 		.unified_api = s->unified_api,
-		.after = { c->application, parts[0], parts[1], parts[2] },
+		.after = {c->application, parts[0], parts[1], parts[2]},
 		.limit = s->limit + 1, /* one more tells whether there is more */
 	};
 	return 0;
@@ -185,8 +190,8 @@ void api_do_list(struct api_call *c)
 
 /* ---------------------------------------------------------------- forget */
 
-int api_build_event(const struct conf *c, const struct store_connection *k, const char *state, const char *health, bool enabled,
-	int64_t updated_at, struct buf *entity, struct buf *entity_id)
+int api_build_event(const struct conf *c, const struct store_connection *k, const char *state,
+	const char *health, bool enabled, int64_t updated_at, struct buf *entity, struct buf *entity_id)
 {
 	const struct provider *p = conf_provider(c, k->key.service_id);
 	const struct event_entity e = {
@@ -235,9 +240,10 @@ static void on_found(void *arg, int code, const struct store_connection *v, size
 	}
 	struct buf entity = BUF_INIT(ENTITY_MAX), entity_id = BUF_INIT(1024);
 	int64_t now = sys_wall_us();
-	struct store_forget f = { .application_id = c->application };
+	struct store_forget f = {.application_id = c->application};
 	memcpy(f.id, v[0].id, 16);
-	int e = api_build_event(c->conf, &v[0], conn_state_word(CONN_AVAILABLE), v[0].health, false, now, &entity, &entity_id);
+	int e = api_build_event(c->conf, &v[0], conn_state_word(CONN_AVAILABLE), v[0].health, false, now,
+		&entity, &entity_id);
 	f.entity = buf_str(&entity);
 	f.entity_id = buf_str(&entity_id);
 	if (e == 0)

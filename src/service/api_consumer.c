@@ -1,5 +1,6 @@
 /*
- * api_consumer - the consumers of an application, and what they have; the log of what happened to their connections.
+ * api_consumer - the consumers of an application, and what they have; the log of what happened to their
+ * connections.
  *
  * A consumer is made by its first connection and gone with its last: there is no table of them.
  */
@@ -33,7 +34,8 @@ static struct page *page_new(struct api_call *c)
 }
 
 /* limit and cursor; 0, or answered. `n` parts in `plain`. */
-static int read_page(struct api_call *c, struct page *p, struct buf *plain, const char **parts, size_t n, bool *first)
+static int read_page(
+	struct api_call *c, struct page *p, struct buf *plain, const char **parts, size_t n, bool *first)
 {
 	struct buf text = BUF_INIT(2048);
 	int64_t limit;
@@ -116,7 +118,8 @@ void api_do_consumers(struct api_call *c)
 	const char *after = "";
 	bool first;
 	if (read_page(c, p, &plain, &after, 1, &first) == 0) {
-		int e = store_consumers(c->api->parts.store, c->application, after, p->limit + 1, on_consumers, c);
+		int e = store_consumers(
+			c->api->parts.store, c->application, after, p->limit + 1, on_consumers, c);
 		if (e != 0)
 			api_fail_store(c, e);
 	}
@@ -153,7 +156,8 @@ static void write_connection(struct jsonw *w, const struct api_call *c, const st
 	jsonw_object_end(w);
 }
 
-static void write_consumer(struct jsonw *w, const struct api_call *c, const struct store_connection *v, size_t n)
+static void write_consumer(
+	struct jsonw *w, const struct api_call *c, const struct store_connection *v, size_t n)
 {
 	int64_t created = v[0].created_at, modified = 0;
 	jsonw_object(w, "data");
@@ -188,7 +192,7 @@ static int list_of_consumer(struct api_call *c, unsigned limit, store_connection
 	const struct store_conn_list w = {
 		.application_id = c->application,
 		.consumer_id = c->key.consumer_id,
-		.after = { c->application, "", "", "" },
+		.after = {c->application, "", "", ""},
 		.limit = limit,
 	};
 	return store_connections_list(c->api->parts.store, &w, fn, c);
@@ -197,9 +201,9 @@ static int list_of_consumer(struct api_call *c, unsigned limit, store_connection
 /* The consumer is in the path here. False: answered. */
 static bool take_consumer(struct api_call *c)
 {
-	struct fault f = { 0 };
+	struct fault f = {0};
 	c->key.consumer_id = buf_str(&c->match.id);
-	const struct conn_key key = { c->application, c->key.consumer_id, "x", "x" };
+	const struct conn_key key = {c->application, c->key.consumer_id, "x", "x"};
 	if (conn_key_check(&key, &f) == 0)
 		return true;
 	api_fail(c, API_BAD_REQUEST, "%s", f.text);
@@ -253,7 +257,8 @@ static void on_some_forgotten(void *arg, int code, int64_t n)
 	if (n > 0)
 		c->api->parts.outbox(c->api->parts.arg);
 	else if (++p->tries > 5) {
-		api_fail(c, API_CONFLICT, "the consumer's connections were changed by others again and again; try again");
+		api_fail(c, API_CONFLICT,
+			"the consumer's connections were changed by others again and again; try again");
 		return;
 	}
 	next_some(c);
@@ -273,7 +278,8 @@ static int forget_some(struct api_call *c, const struct store_connection *v, siz
 	for (size_t i = 0; e == 0 && i < n; i++) {
 		buf_init(&entities[i], ENTITY_MAX);
 		buf_reset(&entity_id);
-		e = api_build_event(c->conf, &v[i], conn_state_word(CONN_AVAILABLE), v[i].health, false, now, &entities[i], &entity_id);
+		e = api_build_event(c->conf, &v[i], conn_state_word(CONN_AVAILABLE), v[i].health, false, now,
+			&entities[i], &entity_id);
 		f[i].application_id = c->application;
 		f[i].entity = buf_str(&entities[i]);
 		memcpy(f[i].id, v[i].id, 16);
@@ -324,13 +330,17 @@ void api_do_consumer_delete(struct api_call *c)
 static const char *member(struct json_object *o, const char *name)
 {
 	struct json_object *v;
-	return o != NULL && json_object_object_get_ex(o, name, &v) && json_object_get_type(v) == json_type_string ? json_object_get_string(v) : "";
+	return o != NULL && json_object_object_get_ex(o, name, &v) &&
+			       json_object_get_type(v) == json_type_string
+		       ? json_object_get_string(v)
+		       : "";
 }
 
 static bool is_good(const char *event_type)
 {
 	const char *end = strrchr(event_type, '.');
-	return end == NULL || (strcmp(end, ".failed") != 0 && strcmp(end, ".pending") != 0 && strcmp(end, ".revoked") != 0);
+	return end == NULL ||
+	       (strcmp(end, ".failed") != 0 && strcmp(end, ".pending") != 0 && strcmp(end, ".revoked") != 0);
 }
 
 static void write_happened(struct jsonw *w, const struct store_happened *x)
@@ -390,7 +400,7 @@ static void on_log(void *arg, int code, const struct store_happened *v, size_t n
 	jsonw_array_end(&r.w);
 	if (shown < n) {
 		char at[24], id[STR_UUID_BYTES];
-		const char *const parts[] = { at, id };
+		const char *const parts[] = {at, id};
 		(void)snprintf(at, sizeof at, "%lld", (long long)v[shown - 1].occurred_at);
 		str_format_uuid(v[shown - 1].event_id, id);
 		ALWAYS(api_cursor_write(&next, parts, 2) == 0);
@@ -414,8 +424,8 @@ void api_do_logs(struct api_call *c)
 {
 	struct page *p = page_new(c);
 	struct buf plain = BUF_INIT(512), entity_id = BUF_INIT(1024);
-	const char *parts[2] = { "", "" };
-	struct store_log w = { .application_id = c->application };
+	const char *parts[2] = {"", ""};
+	struct store_log w = {.application_id = c->application};
 	bool first;
 	if (read_page(c, p, &plain, parts, 2, &first) == 0) {
 		int e = read_log_start(parts, first, &w);

@@ -1,8 +1,10 @@
 /*
- * api_credentials - validate (refresh now and say how it went) and credentials (the access token for its owner's own code).
+ * api_credentials - validate (refresh now and say how it went) and credentials (the access token for its
+ * owner's own code).
  *
- * Both make the row due and wait; the refresh is done by whoever claims it, once, however many ask. An access token is opened
- * for the answer only and never lies in a buffer that is not wiped. A refresh token is not even read here.
+ * Both make the row due and wait; the refresh is done by whoever claims it, once, however many ask. An access
+ * token is opened for the answer only and never lies in a buffer that is not wiped. A refresh token is not
+ * even read here.
  */
 #include "service/api_priv.h"
 
@@ -51,7 +53,8 @@ static void reply_token(struct api_call *c, const struct store_connection *k)
 {
 	struct buf token = BUF_INIT_SECRET(TOKEN_MAX);
 	struct api_reply r;
-	int e = seal_open(c->conf->keyring, SEAL_ACCESS_TOKEN, k->id, k->token_version, k->access_token, k->access_token_len, &token);
+	int e = seal_open(c->conf->keyring, SEAL_ACCESS_TOKEN, k->id, k->token_version, k->access_token,
+		k->access_token_len, &token);
 	if (e != 0) {
 		log_error("api.token_not_opened", K_ID(k->id), K_STATUS(e));
 		api_fail(c, API_INTERNAL, "the stored token cannot be opened: %s", status_text(e));
@@ -71,18 +74,21 @@ static void reply_token(struct api_call *c, const struct store_connection *k)
 
 static void fail_dead(struct api_call *c, const struct store_connection *k, const char *reason)
 {
-	api_fail_refresh(c, API_UNAUTHORIZED, reason, k->failures, "the token cannot be refreshed any more; the connection has to be authorized again");
+	api_fail_refresh(c, API_UNAUTHORIZED, reason, k->failures,
+		"the token cannot be refreshed any more; the connection has to be authorized again");
 }
 
 static void fail_by_row(struct api_call *c, const struct store_connection *k)
 {
-	if (strcmp(k->state, "invalid") == 0 || strcmp(k->health, "needs_auth") == 0 || strcmp(k->health, "revoked") == 0)
+	if (strcmp(k->state, "invalid") == 0 || strcmp(k->health, "needs_auth") == 0 ||
+		strcmp(k->health, "revoked") == 0)
 		fail_dead(c, k, k->reason);
 	else if (strcmp(k->health, "missing_settings") == 0)
 		api_fail(c, API_SETTINGS, "a setting that the connector needs is missing");
-	else /* where our client or our pace was refused, the row does not say it: that is no fault of the connection */
-		api_fail_refresh(c, API_CONNECTOR_FAILED, strcmp(k->reason, "none") == 0 ? reason_word(REASON_PROVIDER_ERROR) : k->reason, k->failures,
-			"the provider did not refresh the token now; it is tried again");
+	else /* a client or a pace that was refused is no fault of the connection: its row has no reason */
+		api_fail_refresh(c, API_CONNECTOR_FAILED,
+			strcmp(k->reason, "none") == 0 ? reason_word(REASON_PROVIDER_ERROR) : k->reason,
+			k->failures, "the provider did not refresh the token now; it is tried again");
 }
 
 /* ---------------------------------------------------------------- what is there */
@@ -96,7 +102,8 @@ static int64_t left_us(const struct store_connection *k)
 
 static int64_t wanted_us(const struct need *need, const struct store_connection *k)
 {
-	int64_t life = k->issued_at > 0 && k->expires_at > k->issued_at ? k->expires_at - k->issued_at : INT64_MAX;
+	int64_t life =
+		k->issued_at > 0 && k->expires_at > k->issued_at ? k->expires_at - k->issued_at : INT64_MAX;
 	int64_t most = life == INT64_MAX ? INT64_MAX : (int64_t)((double)life * TTL_SHARE);
 	return need->min_ttl_us < most ? need->min_ttl_us : most;
 }
@@ -111,12 +118,13 @@ static bool settings_complete(const struct store_connection *k, const struct pro
 {
 	struct json_object *o = grant_parse_json(k->settings_public, strlen(k->settings_public));
 	bool complete = o != NULL;
-	if (complete && p->required_settings.n == 0 && (p->auth_type == AUTH_API_KEY || p->auth_type == AUTH_BASIC))
+	if (complete && p->required_settings.n == 0 &&
+		(p->auth_type == AUTH_API_KEY || p->auth_type == AUTH_BASIC))
 		complete = json_object_object_length(o) > 0;
 	for (size_t i = 0; complete && i < p->required_settings.n; i++) {
 		struct json_object *v;
 		complete = json_object_object_get_ex(o, p->required_settings.v[i], &v) && v != NULL &&
-			(json_object_get_type(v) != json_type_string || json_object_get_string_len(v) > 0);
+			   (json_object_get_type(v) != json_type_string || json_object_get_string_len(v) > 0);
 	}
 	grant_parse_free(o);
 	return complete;
@@ -145,7 +153,7 @@ static void on_due(void *arg, int code, int64_t n)
 {
 	struct api_call *c = arg;
 	const struct need *need = c->state;
-	(void)n; /* none: an attempt is out already, or has just ended; either way there is an outcome to wait for */
+	(void)n; /* none: an attempt is out or has just ended; either way there is an outcome to wait for */
 	if (code != 0) {
 		api_fail_store(c, code);
 		return;
@@ -157,18 +165,22 @@ static void on_due(void *arg, int code, int64_t n)
 	}
 }
 
-/* What is waited for is measured against the row as it was read, so no outcome can slip through in between. */
+/* The outcome is measured against the row as it was read, so none can slip through in between. */
 static void refresh_now(struct api_call *c, const struct store_connection *k)
 {
 	struct need *need = c->state;
 	/* An attempt that an import voided is none of the present tokens'. */
-	need->seen = (struct api_baseline){ .token_version = k->token_version, .attempt_id = k->attempt_id,
-		.leased = k->leased && k->attempt_id != 0 };
+	need->seen = (struct api_baseline){.token_version = k->token_version,
+		.attempt_id = k->attempt_id,
+		.leased = k->leased && k->attempt_id != 0};
 	if (conf_client(c->conf, c->application, k->key.service_id) == NULL) {
-		api_fail_refresh(c, API_CONNECTOR_FAILED, reason_word(REASON_NO_CLIENT), k->failures, "%s", reason_text(REASON_NO_CLIENT));
+		api_fail_refresh(c, API_CONNECTOR_FAILED, reason_word(REASON_NO_CLIENT), k->failures, "%s",
+			reason_text(REASON_NO_CLIENT));
 		return;
 	}
-	int e = store_writable(c->api->parts.store) ? store_due_now(c->api->parts.store, &need->id, k->token_version, on_due, c) : ST_UNAVAILABLE;
+	int e = store_writable(c->api->parts.store)
+			? store_due_now(c->api->parts.store, &need->id, k->token_version, on_due, c)
+			: ST_UNAVAILABLE;
 	if (e != 0)
 		api_fail_store(c, e);
 }

@@ -1,9 +1,10 @@
 /*
  * api_import - POST .../import: read strictly, then upsert in groups.
  *
- * What queued while the last statement ran goes into the next one: read the rows as they are, decide and seal against that, write
- * what still fits. A row that changed in between goes round again. Of several imports of one connection in a group the last
- * wins, and all are answered, after the commit. Must not: answer before it.
+ * What queued while the last statement ran goes into the next one: read the rows as they are, decide and seal
+ * against that, write what still fits. A row that changed in between goes round again. Of several imports of
+ * one connection in a group the last wins, and all are answered, after the commit. Must not: answer before
+ * it.
  */
 #include "service/api_priv.h"
 
@@ -23,7 +24,7 @@
 #define ENTITY_MAX ((size_t)32 * 1024)
 
 struct pending {
-	struct pending *next;	  /* in the queue, or behind `winner` */
+	struct pending *next;      /* in the queue, or behind `winner` */
 	struct pending *followers; /* earlier imports of the same connection, answered with this one */
 	struct api_call *call;
 	struct import import;
@@ -149,7 +150,8 @@ static void on_written(void *arg, int code, const struct store_connection *v, si
 		if (row != NULL && row->token_version == p->version) {
 			events = events || p->to.event != EVENT_NONE;
 			if (p->times.due_at != INT64_MAX)
-				scheduler_add(q->api->parts.scheduler, row->key.application_id, row->key.service_id, p->id, p->times.due_at);
+				scheduler_add(q->api->parts.scheduler, row->key.application_id,
+					row->key.service_id, p->id, p->times.due_at);
 			end_all(p, end_with_row, row);
 		} else if (++p->tries < TRIES_MAX) {
 			enqueue(q, p);
@@ -166,25 +168,30 @@ static void on_written(void *arg, int code, const struct store_connection *v, si
 
 /* ---------------------------------------------------------------- decide, seal, write */
 
-static int seal_one(struct api_imports *q, enum seal_column col, const struct pending *p, int64_t version, const struct buf *plain,
-	struct buf *out)
+static int seal_one(struct api_imports *q, enum seal_column col, const struct pending *p, int64_t version,
+	const struct buf *plain, struct buf *out)
 {
 	buf_fini(out);
 	buf_init(out, SEALED_MAX);
-	return plain->len == 0 ? 0 : seal_column(q->api->conf->keyring, col, p->id, version, plain->data, plain->len, out);
+	return plain->len == 0 ? 0
+			       : seal_column(q->api->conf->keyring, col, p->id, version, plain->data,
+					 plain->len, out);
 }
 
 static int seal_all(struct api_imports *q, struct pending *p)
 {
 	int e = seal_one(q, SEAL_ACCESS_TOKEN, p, p->version, &p->import.access_token, &p->access_token);
 	if (e == 0)
-		e = seal_one(q, SEAL_REFRESH_TOKEN, p, p->version, &p->import.refresh_token, &p->refresh_token);
+		e = seal_one(
+			q, SEAL_REFRESH_TOKEN, p, p->version, &p->import.refresh_token, &p->refresh_token);
 	if (e != 0 || !p->import.has_settings)
 		return e;
 	e = seal_one(q, SEAL_SETTINGS, p, 0, &p->import.settings, &p->settings);
 	buf_fini(&p->settings_public);
 	buf_init(&p->settings_public, SEALED_MAX);
-	return e != 0 ? e : import_mask_settings(buf_str(&p->import.settings), p->import.settings.len, p->provider, &p->settings_public);
+	return e != 0 ? e
+		      : import_mask_settings(buf_str(&p->import.settings), p->import.settings.len,
+				p->provider, &p->settings_public);
 }
 
 static void decide(struct pending *p, const struct store_connection *row)
@@ -215,14 +222,16 @@ static int build_event(struct api_imports *q, struct pending *p, const struct st
 	buf_fini(&p->entity_id);
 	buf_init(&p->entity, ENTITY_MAX);
 	buf_init(&p->entity_id, 1024);
-	return api_build_event(p->call->conf, &fresh, conn_state_word(p->to.state), conn_health_word(p->to.health),
-		row == NULL || row->enabled, q->now, &p->entity, &p->entity_id);
+	return api_build_event(p->call->conf, &fresh, conn_state_word(p->to.state),
+		conn_health_word(p->to.health), row == NULL || row->enabled, q->now, &p->entity,
+		&p->entity_id);
 }
 
 static int prepare(struct api_imports *q, struct pending *p, const struct store_connection *row)
 {
 	const struct conf *c = p->call->conf;
-	const struct policy_margin margin = { .margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction };
+	const struct policy_margin margin = {
+		.margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction};
 	p->seen_at = row != NULL ? row->updated_at : 0;
 	p->version = row != NULL && row->token_version >= q->now ? row->token_version + 1 : q->now;
 	decide(p, row);
@@ -340,7 +349,8 @@ static void next_group(struct api_imports *q)
 		q->first = p->next;
 		if (q->first == NULL)
 			q->last = &q->first;
-		bytes += p->import.access_token.len + p->import.refresh_token.len + p->import.settings.len + p->import.metadata.len;
+		bytes += p->import.access_token.len + p->import.refresh_token.len + p->import.settings.len +
+			 p->import.metadata.len;
 		join(q, p);
 		if (p->alone)
 			break;
@@ -373,7 +383,7 @@ void api_imports_free(struct api_imports *q)
 
 void api_do_import(struct api_call *c)
 {
-	struct import_problems problems = { .n = 0 };
+	struct import_problems problems = {.n = 0};
 	size_t n;
 	const char *body = httpd_body(c->req, &n);
 	const struct provider *provider = api_provider(c);
@@ -393,7 +403,8 @@ void api_do_import(struct api_call *c)
 		(void)!import_check(&p->import, provider, &problems); /* what it finds is in `problems` */
 	}
 	if (problems.n > 0) {
-		api_fail_fields(c, API_BAD_REQUEST, "the body is not a connection that can be imported", &problems);
+		api_fail_fields(
+			c, API_BAD_REQUEST, "the body is not a connection that can be imported", &problems);
 		return;
 	}
 	conn_id_of(&c->key, p->id);

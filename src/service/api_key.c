@@ -1,8 +1,10 @@
 /*
- * api_key - API keys that were seen lately, by their hash: whose they are, what they may do, how fast they may ask.
+ * api_key - API keys that were seen lately, by their hash: whose they are, what they may do, how fast they
+ * may ask.
  *
- * A cache of fixed size, so that no caller can make it grow. What it holds is trusted for a few seconds only, because a key may be
- * revoked at any time. Only hashes are here, never a key. The bucket outlives the trust, so that re-reading grants nothing.
+ * A cache of fixed size, so that no caller can make it grow. What it holds is trusted for a few seconds only,
+ * because a key may be revoked at any time. Only hashes are here, never a key. The bucket outlives the trust,
+ * so that re-reading grants nothing.
  */
 #include "service/api_priv.h"
 
@@ -88,10 +90,10 @@ static unsigned scopes_of(const char *words)
 		unsigned scopes;
 	} known[] = {
 		/* Who may write a connection is shown it in the answer anyway. */
-		{ "connections:write", API_WRITE | API_READ },
-		{ "connections:read", API_READ },
-		{ "credentials:read", API_CREDENTIALS },
-		{ "webhooks:write", API_WEBHOOKS },
+		{"connections:write", API_WRITE | API_READ},
+		{"connections:read", API_READ},
+		{"credentials:read", API_CREDENTIALS},
+		{"webhooks:write", API_WEBHOOKS},
 	};
 	unsigned scopes = 0;
 	for (const char *s = words; *s != '\0';) {

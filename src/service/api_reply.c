@@ -1,8 +1,8 @@
 /*
  * api_reply - what goes out: the envelope, the error shape, the connection object, pages.
  *
- * Field by field from what is named here; no message repeats a value that came in, but for words of ours (a header's or a
- * field's name). Each function that answers ends the call.
+ * Field by field from what is named here; no message repeats a value that came in, but for words of ours (a
+ * header's or a field's name). Each function that answers ends the call.
  */
 #include "service/api_priv.h"
 
@@ -26,7 +26,7 @@ static const struct {
 	int status;
 	const char *type;
 } errors[] = {
-#define X(id, status, word) { status, word },
+#define X(id, status, word) {status, word},
 	API_ERROR_LIST(X)
 #undef X
 };
@@ -101,7 +101,8 @@ void api_fail(struct api_call *c, enum api_error e, const char *fmt, ...)
 	error_send(&r, e);
 }
 
-void api_fail_fields(struct api_call *c, enum api_error e, const char *message, const struct import_problems *p)
+void api_fail_fields(
+	struct api_call *c, enum api_error e, const char *message, const struct import_problems *p)
 {
 	struct api_reply r;
 	error_begin(&r, c, e, message);
@@ -119,7 +120,8 @@ void api_fail_fields(struct api_call *c, enum api_error e, const char *message, 
 	error_send(&r, e);
 }
 
-void api_fail_refresh(struct api_call *c, enum api_error e, const char *reason, int attempts, const char *fmt, ...)
+void api_fail_refresh(
+	struct api_call *c, enum api_error e, const char *reason, int attempts, const char *fmt, ...)
 {
 	char text[512];
 	struct api_reply r;
@@ -146,12 +148,15 @@ void api_retry_after(struct api_call *c, int64_t seconds)
 void api_fail_store(struct api_call *c, int code)
 {
 	if (code == ST_INVALID) {
-		log_error("api.statement_refused", K_WORD("route", c->route->name), K_TEXT("request", c->request_id));
-		api_fail(c, API_INTERNAL, "the request could not be carried out; the log has it under its Request-Id");
+		log_error("api.statement_refused", K_WORD("route", c->route->name),
+			K_TEXT("request", c->request_id));
+		api_fail(c, API_INTERNAL,
+			"the request could not be carried out; the log has it under its Request-Id");
 		return;
 	}
 	api_retry_after(c, 2);
-	api_fail(c, API_UNAVAILABLE, "the database is not available now; nothing is known to have been changed");
+	api_fail(c, API_UNAVAILABLE,
+		"the database is not available now; nothing is known to have been changed");
 }
 
 void api_fail_missing(struct api_call *c)
@@ -196,7 +201,8 @@ void api_reply_send(struct api_reply *r)
 	jsonw_object_end(&r->w);
 	int rc = jsonw_end(&r->w);
 	if (rc == ST_FULL)
-		api_fail(r->call, API_INTERNAL, "the answer is larger than it may be; ask for a smaller page");
+		api_fail(
+			r->call, API_INTERNAL, "the answer is larger than it may be; ask for a smaller page");
 	else
 		api_call_end(r->call, 200, &r->body);
 	buf_fini(&r->body);
@@ -256,7 +262,8 @@ static void write_identity(struct jsonw *w, const struct shown *x)
 		jsonw_str(w, "oauth_grant_type", "authorization_code");
 	jsonw_str(w, "status", "live");
 	jsonw_bool(w, "enabled", x->enabled);
-	jsonw_str(w, "website", x->provider != NULL && x->provider->website != NULL ? x->provider->website : "");
+	jsonw_str(w, "website",
+		x->provider != NULL && x->provider->website != NULL ? x->provider->website : "");
 	jsonw_str(w, "icon", "");
 	jsonw_str(w, "logo", "");
 	jsonw_null(w, "authorize_url");
@@ -306,7 +313,8 @@ static bool configured(const struct conf *c, const char *application, const stru
 	return p != NULL && (p->auth_type != AUTH_OAUTH2 || conf_client(c, application, p->key) != NULL);
 }
 
-void api_write_connection(struct jsonw *w, const char *name, const struct conf *c, const struct store_connection *k)
+void api_write_connection(
+	struct jsonw *w, const char *name, const struct conf *c, const struct store_connection *k)
 {
 	const struct provider *p = conf_provider(c, k->key.service_id);
 	const struct shown x = {
@@ -328,7 +336,8 @@ void api_write_connection(struct jsonw *w, const char *name, const struct conf *
 	write_shown(w, name, &x);
 }
 
-void api_write_available(struct jsonw *w, const char *name, const struct api_call *c, const struct provider *p, const char *unified_api)
+void api_write_available(struct jsonw *w, const char *name, const struct api_call *c,
+	const struct provider *p, const char *unified_api)
 {
 	const struct shown x = {
 		.unified_api = unified_api,

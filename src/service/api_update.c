@@ -1,9 +1,9 @@
 /*
  * api_update - PATCH: enabled, settings, metadata. What else is sent along is read-only and ignored.
  *
- * Settings are merged by name, null removes one; a masked value that comes back as it was shown changes nothing. The write is
- * taken only if the row is still the one that was read; else the whole thing is done again. Which state follows is
- * connection_apply's business.
+ * Settings are merged by name, null removes one; a masked value that comes back as it was shown changes
+ * nothing. The write is taken only if the row is still the one that was read; else the whole thing is done
+ * again. Which state follows is connection_apply's business.
  */
 #include "service/api_priv.h"
 
@@ -22,7 +22,8 @@
 #define ENTITY_MAX ((size_t)32 * 1024)
 
 struct update {
-	struct json_object *body, *settings, *metadata; /* the last two borrowed from the first; NULL: not given */
+	struct json_object *body, *settings,
+		*metadata; /* the last two borrowed from the first; NULL: not given */
 	bool has_enabled, enabled;
 	unsigned tries;
 	struct store_change change;
@@ -51,7 +52,8 @@ static void update_free(void *state)
 static int to_text(struct json_object *o, struct buf *out)
 {
 	size_t n;
-	const char *text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &n);
+	const char *text = json_object_to_json_string_length(
+		o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &n);
 	int e = buf_set(out, text, n);
 	mem_wipe((void *)(uintptr_t)text, n); /* json-c's own copy, which lives as long as the tree */
 	return e;
@@ -63,7 +65,8 @@ static struct json_object *open_settings(const struct api_call *c, const struct 
 	struct json_object *o = NULL;
 	int e = 0;
 	if (k->settings != NULL)
-		e = seal_open(c->conf->keyring, SEAL_SETTINGS, k->id, 0, k->settings, k->settings_len, &plain);
+		e = seal_open(
+			c->conf->keyring, SEAL_SETTINGS, k->id, 0, k->settings, k->settings_len, &plain);
 	if (e == 0)
 		o = plain.len > 0 ? grant_parse_json(buf_str(&plain), plain.len) : grant_parse_json("{}", 2);
 	if (o == NULL)
@@ -78,7 +81,8 @@ static void merge(struct json_object *into, struct json_object *from)
 	{
 		if (v == NULL)
 			json_object_object_del(into, name);
-		else if (json_object_get_type(v) != json_type_string || strcmp(json_object_get_string(v), MASK) != 0)
+		else if (json_object_get_type(v) != json_type_string ||
+			 strcmp(json_object_get_string(v), MASK) != 0)
 			(void)json_object_object_add(into, name, json_object_get(v));
 	}
 }
@@ -96,7 +100,8 @@ static bool all_required(struct json_object *settings, const struct provider *p)
 }
 
 /* Seals the merged settings; *complete tells whether every required one is there. */
-static int make_settings(struct api_call *c, struct update *u, const struct store_connection *k, const struct provider *p, bool *complete)
+static int make_settings(struct api_call *c, struct update *u, const struct store_connection *k,
+	const struct provider *p, bool *complete)
 {
 	struct buf plain = BUF_INIT_SECRET(IMPORT_SETTINGS_MAX);
 	struct json_object *all = open_settings(c, k);
@@ -116,9 +121,11 @@ static int make_settings(struct api_call *c, struct update *u, const struct stor
 
 /* ---------------------------------------------------------------- what follows */
 
-static int64_t due_when_enabled(const struct api_call *c, const struct store_connection *k, const struct provider *p, int64_t now)
+static int64_t due_when_enabled(
+	const struct api_call *c, const struct store_connection *k, const struct provider *p, int64_t now)
 {
-	const struct policy_margin margin = { .margin_us = c->conf->refresh.margin_us, .fraction = c->conf->refresh.margin_fraction };
+	const struct policy_margin margin = {
+		.margin_us = c->conf->refresh.margin_us, .fraction = c->conf->refresh.margin_fraction};
 	const struct policy_due d = {
 		.now = now,
 		.issued_at = k->issued_at,
@@ -132,7 +139,8 @@ static int64_t due_when_enabled(const struct api_call *c, const struct store_con
 }
 
 /* 0: leave it. */
-static int64_t next_due(const struct api_call *c, const struct update *u, const struct store_connection *k, const struct provider *p, int64_t now)
+static int64_t next_due(const struct api_call *c, const struct update *u, const struct store_connection *k,
+	const struct provider *p, int64_t now)
 {
 	if (strcmp(k->auth_type, "oauth2") != 0)
 		return 0;
@@ -150,7 +158,8 @@ static enum event_type apply_settings(struct store_change *x, const struct store
 		return EVENT_NONE;
 	if (complete && x->health == HEALTH_OK && x->state == CONN_CALLABLE)
 		return EVENT_NONE;
-	struct conn_change to = connection_apply(x->state, x->health, complete ? CE_IMPORTED : CE_SETTINGS_MISSING);
+	struct conn_change to =
+		connection_apply(x->state, x->health, complete ? CE_IMPORTED : CE_SETTINGS_MISSING);
 	x->state = to.state;
 	x->health = to.health;
 	x->reason = complete ? REASON_NONE : REASON_MISSING_SETTINGS;
@@ -159,12 +168,14 @@ static enum event_type apply_settings(struct store_change *x, const struct store
 
 static int copy_words(struct store_change *x, const struct store_connection *k)
 {
-	if (conn_state_parse(k->state, &x->state) != 0 || conn_health_parse(k->health, &x->health) != 0 || reason_parse(k->reason, &x->reason) != 0)
+	if (conn_state_parse(k->state, &x->state) != 0 || conn_health_parse(k->health, &x->health) != 0 ||
+		reason_parse(k->reason, &x->reason) != 0)
 		return ST_VERSION; /* a newer daemon wrote them: we must not write them over */
 	return 0;
 }
 
-static int prepare(struct api_call *c, struct update *u, const struct store_connection *k, const struct provider *p)
+static int prepare(
+	struct api_call *c, struct update *u, const struct store_connection *k, const struct provider *p)
 {
 	int64_t now = sys_wall_us();
 	bool complete = true;
@@ -175,7 +186,8 @@ static int prepare(struct api_call *c, struct update *u, const struct store_conn
 	buf_init(&u->metadata_text, IMPORT_SETTINGS_MAX);
 	buf_init(&u->entity, ENTITY_MAX);
 	buf_init(&u->entity_id, 1024);
-	*x = (struct store_change){ .application_id = c->application, .seen_at = k->updated_at, .enabled = k->enabled };
+	*x = (struct store_change){
+		.application_id = c->application, .seen_at = k->updated_at, .enabled = k->enabled};
 	x->updated_at = now > k->updated_at ? now : k->updated_at + 1;
 	memcpy(x->id, k->id, 16);
 	int e = copy_words(x, k);
@@ -196,7 +208,8 @@ static int prepare(struct api_call *c, struct update *u, const struct store_conn
 	if (x->event == EVENT_NONE)
 		x->event = k->enabled && !x->enabled ? EVENT_DISABLED : EVENT_UPDATED;
 	x->due_at = next_due(c, u, k, p, now);
-	e = api_build_event(c->conf, k, conn_state_word(x->state), conn_health_word(x->health), x->enabled, x->updated_at, &u->entity, &u->entity_id);
+	e = api_build_event(c->conf, k, conn_state_word(x->state), conn_health_word(x->health), x->enabled,
+		x->updated_at, &u->entity, &u->entity_id);
 	x->entity = buf_str(&u->entity);
 	x->entity_id = buf_str(&u->entity_id);
 	return e;
@@ -243,7 +256,8 @@ static void on_row(void *arg, int code, const struct store_connection *v, size_t
 	}
 	int e = prepare(c, u, &v[0], p);
 	if (e == ST_FULL)
-		api_fail(c, API_BAD_REQUEST, "settings or metadata are larger than %zu bytes", IMPORT_SETTINGS_MAX);
+		api_fail(c, API_BAD_REQUEST, "settings or metadata are larger than %zu bytes",
+			IMPORT_SETTINGS_MAX);
 	else if (e != 0)
 		api_fail_store(c, ST_INVALID);
 	else if ((e = store_change(c->api->parts.store, &u->change, on_changed, c)) != 0)
@@ -273,7 +287,7 @@ static struct json_object *take_object(struct json_object *body, const char *nam
 
 void api_do_update(struct api_call *c)
 {
-	struct import_problems problems = { .n = 0 };
+	struct import_problems problems = {.n = 0};
 	struct json_object *body = api_body(c, false), *v;
 	if (body == NULL)
 		return;

@@ -1,8 +1,8 @@
 /*
  * api_wait - calls that wait for a refresh to end: one poll of the rows for all of them.
  *
- * The refresh itself is done by whichever daemon claims the row, so that it happens once however many ask; here only the row
- * is watched. Must not: hold a transaction, or decide anything about the connection.
+ * The refresh itself is done by whichever daemon claims the row, so that it happens once however many ask;
+ * here only the row is watched. Must not: hold a transaction, or decide anything about the connection.
  */
 #include "service/api_priv.h"
 
@@ -44,7 +44,8 @@ struct api_room *api_room_new(struct api *a)
 }
 
 /* Takes *at out of the list and tells its call. */
-static void tell(struct api_room *r, struct waiting **at, int code, bool ended_well, const struct store_connection *k)
+static void tell(
+	struct api_room *r, struct waiting **at, int code, bool ended_well, const struct store_connection *k)
 {
 	struct waiting *w = *at;
 	*at = w->next;
@@ -81,7 +82,7 @@ static enum verdict judge(const struct waiting *w, const struct store_connection
 		return WELL;
 	if (k->leased || (!w->seen.leased && k->attempt_id == w->seen.attempt_id))
 		return GO_ON;
-	/* An attempt ended without tokens. One that was given back unsent is still due, and comes again at once. */
+	/* An attempt ended without tokens. One that was given back unsent is still due, and comes again. */
 	return k->due_at <= sys_wall_us() ? GO_ON : BADLY;
 }
 
@@ -149,7 +150,7 @@ int api_wait(struct api_room *r, struct api_call *c, const struct api_baseline *
 	if (r->n >= WAITING_MAX)
 		return ST_FULL;
 	struct waiting *w = mem_alloc(sizeof *w);
-	*w = (struct waiting){ .call = c, .fn = fn, .seen = *seen, .deadline = sys_mono_us() + PATIENCE_US };
+	*w = (struct waiting){.call = c, .fn = fn, .seen = *seen, .deadline = sys_mono_us() + PATIENCE_US};
 	api_conn_id(c, &w->id);
 	w->next = r->first;
 	r->first = w;
