@@ -89,8 +89,8 @@ struct grant_result {
 };
 
 /* Never fails: what cannot be read is an outcome. An empty at_* list of the provider means the places of RFC 6749
- * (at_expires_at: nowhere); expires_in_unit also holds for the refresh token's lifetime. A complete 2xx that has an access token is REFRESHED even if
- * `complete` is false for another reason than missing bytes (the caller decides that by setting it). */
+ * (at_expires_at: nowhere); expires_in_unit also holds for the refresh token's lifetime. A 2xx whose JSON object is whole
+ * and has an access token is REFRESHED even when it is not `complete`: the transport's complaint came after the last byte that counts. */
 void grant_classify(const struct provider *p, const struct grant_reply *in, struct grant_result *out);
 void grant_result_fini(struct grant_result *r);
 

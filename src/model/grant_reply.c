@@ -478,6 +478,23 @@ static void classify_complete(
 	grant_parse_free(root);
 }
 
+/* The transport says that bytes are missing; a JSON object that is whole says that none of it are, and it may be the only copy of
+ * a rotated token. Anything but a success stays in doubt, and so does a form, whose end nobody can see. */
+static void classify_cut(const struct provider *p, const struct grant_reply *in, struct grant_result *out)
+{
+	struct json_object *root = in->status < 300 ? grant_parse_json(in->body, in->body_len) : NULL;
+	if (root == NULL)
+		return;
+	struct error e = read_error(p, root);
+	struct json_object *token = json_object_is_type(root, json_type_object) ? first_token(root, PLACES(p, access_token)) : NULL;
+
+	if (token != NULL && !e.there)
+		take_success(p, in, root, token, out);
+	if (out->outcome != OUTCOME_REFRESHED)
+		decide(out, OUTCOME_IN_DOUBT, REASON_NO_ANSWER);
+	grant_parse_free(root);
+}
+
 void grant_classify(const struct provider *p, const struct grant_reply *in, struct grant_result *out)
 {
 	*out = (struct grant_result){.outcome = OUTCOME_IN_DOUBT, .reason = REASON_NO_ANSWER};
@@ -489,8 +506,12 @@ void grant_classify(const struct provider *p, const struct grant_reply *in, stru
 		return;
 	}
 	/* A final status that HTTP does not know is no answer either. */
-	if (!in->complete || in->status < 200 || in->status > 599)
+	if (in->status < 200 || in->status > 599)
 		return;
+	if (!in->complete) {
+		classify_cut(p, in, out);
+		return;
+	}
 	out->retry_after_us = policy_retry_after_us(in->retry_after, in->now_wall_us, RETRY_AFTER_MAX_US);
 	classify_complete(p, in, out);
 }

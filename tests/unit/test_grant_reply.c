@@ -117,6 +117,7 @@ START_TEST(unsent_and_incomplete_come_before_all_else)
 	grant_result_fini(&out);
 	r.sent = true;
 	r.complete = false;
+	r.body_len--;
 	grant_classify(p, &r, &out);
 	ck_assert_int_eq(out.outcome, OUTCOME_IN_DOUBT);
 	ck_assert_int_eq(out.reason, REASON_NO_ANSWER);
@@ -124,11 +125,46 @@ START_TEST(unsent_and_incomplete_come_before_all_else)
 	grant_result_fini(&out);
 	grant_result_fini(&out); /* twice is fine */
 	r.complete = true;
+	r.body_len++;
 	r.content_type = NULL;
 	r.retry_after = NULL;
 	grant_classify(p, &r, &out);
 	ck_assert_int_eq(out.outcome, OUTCOME_REFRESHED);
 	grant_result_fini(&out);
+	provider_free(p);
+}
+END_TEST
+
+START_TEST(whole_object_counts_although_the_transport_complains)
+{
+	static const struct {
+		int status;
+		const char *type, *body;
+		enum outcome outcome;
+	} v[] = {
+		{200, J, "{\"access_token\":\"AT\",\"refresh_token\":\"RT\"}", OUTCOME_REFRESHED},
+		{200, "", "{\"access_token\":\"AT\"} ", OUTCOME_REFRESHED},
+		{200, J, "{\"access_token\":\"AT\",\"refresh_token\":\"RT\"", OUTCOME_IN_DOUBT},
+		{200, J, "{\"access_token\":\"AT\",\"error\":\"x\"}", OUTCOME_IN_DOUBT},
+		{200, J, "{\"access_token\":\"A\\tT\"}", OUTCOME_IN_DOUBT},
+		{200, J, "{\"error\":\"invalid_grant\"}", OUTCOME_IN_DOUBT},
+		{200, J, "[]", OUTCOME_IN_DOUBT},
+		{200, J, "", OUTCOME_IN_DOUBT},
+		{200, "application/x-www-form-urlencoded", "access_token=AT", OUTCOME_IN_DOUBT},
+		{400, J, "{\"error\":\"invalid_grant\"}", OUTCOME_IN_DOUBT},
+		{500, J, "{\"access_token\":\"AT\"}", OUTCOME_IN_DOUBT},
+	};
+	struct provider *p = provider_for(PLAIN);
+	for (size_t i = 0; i < sizeof(v) / sizeof(v[0]); i++) {
+		struct grant_reply r = reply_of(v[i].status, v[i].type, v[i].body, strlen(v[i].body));
+		struct grant_result out;
+
+		r.complete = false;
+		grant_classify(p, &r, &out);
+		ck_assert_msg(out.outcome == v[i].outcome, "row %zu: %s", i, outcome_word(out.outcome));
+		ck_assert((out.access_token.len > 0) == (v[i].outcome == OUTCOME_REFRESHED));
+		grant_result_fini(&out);
+	}
 	provider_free(p);
 }
 END_TEST
@@ -516,6 +552,7 @@ Suite *unit_suite(void)
 	tcase_add_loop_test(t, fixture_means_what_it_should, 0, (int)N_FIXTURES);
 	unit_add(t, there_are_enough_fixtures);
 	unit_add(t, unsent_and_incomplete_come_before_all_else);
+	unit_add(t, whole_object_counts_although_the_transport_complains);
 	unit_add(t, retry_after_is_read_with_every_outcome);
 	unit_add(t, scope_and_type);
 	unit_add(t, refresh_token_lifetimes);
