@@ -1,8 +1,8 @@
 /*
  * api_webhook_log - what was delivered to an application's endpoints, and asking for some of it once more.
  *
- * Pages are by event, newest first; a redelivery goes oldest first, in portions that a cursor continues. Bodies are not kept and
- * not shown: only what came of a delivery.
+ * Pages are by event, newest first; a redelivery goes oldest first, in portions that a cursor continues.
+ * Bodies are not kept and not shown: only what came of a delivery.
  */
 #include "service/api_webhooks.h"
 
@@ -41,14 +41,15 @@ static struct log_call *log_call_new(struct api_call *c)
 	return x;
 }
 
-/* ---------------------------------------------------------------- cursors: time, event, and for the log the endpoint */
+/* ---------------------------------------------------------------- cursors: time, event, and for the log the
+ * endpoint */
 
 static int write_cursor(struct buf *out, int64_t at, const uint8_t event_id[16], const char *endpoint_id)
 {
 	char time[24], id[STR_UUID_BYTES];
 	(void)snprintf(time, sizeof time, "%" PRId64, at);
 	str_format_uuid(event_id, id);
-	const char *const parts[] = { time, id, endpoint_id };
+	const char *const parts[] = {time, id, endpoint_id};
 	return api_cursor_write(out, parts, 3);
 }
 
@@ -74,7 +75,8 @@ static void on_redelivered(void *arg, int code, const struct store_redelivered *
 	} else if (v->disabled) {
 		api_fail(c, API_CONFLICT, "the webhook endpoint is disabled: enable it first");
 	} else if (v->n == 0 && x->q.event_id != NULL) {
-		api_fail(c, API_NOT_FOUND, "there is no such event for this endpoint, or it is not kept any more");
+		api_fail(c, API_NOT_FOUND,
+			"there is no such event for this endpoint, or it is not kept any more");
 	} else {
 		if (v->n == x->q.limit && x->q.event_id == NULL)
 			ALWAYS(write_cursor(&next, v->last, v->last_id, "") == 0);
@@ -94,7 +96,8 @@ static bool take_time(struct json_object *body, const char *name, int64_t *out)
 {
 	struct json_object *v = api_hook_member(body, name);
 	if (json_object_get_type(v) == json_type_string)
-		return str_parse_rfc3339(json_object_get_string(v), (size_t)json_object_get_string_len(v), out) == 0;
+		return str_parse_rfc3339(
+			       json_object_get_string(v), (size_t)json_object_get_string_len(v), out) == 0;
 	if (json_object_get_type(v) != json_type_int)
 		return false;
 	int64_t ms = json_object_get_int64(v);
@@ -120,8 +123,10 @@ static void take_range(struct log_call *x, struct import_problems *p)
 	if (all != NULL && json_object_get_type(all) != json_type_boolean)
 		api_problem(p, "all", "must be true or false");
 	x->q.delivered_too = all != NULL && json_object_get_boolean(all);
-	if (cursor != NULL && (json_object_get_type(cursor) != json_type_string ||
-			api_cursor_read(json_object_get_string(cursor), (size_t)json_object_get_string_len(cursor), &plain, parts, 3) != 0 ||
+	if (cursor != NULL &&
+		(json_object_get_type(cursor) != json_type_string ||
+			api_cursor_read(json_object_get_string(cursor),
+				(size_t)json_object_get_string_len(cursor), &plain, parts, 3) != 0 ||
 			read_cursor(parts, &x->q.after, x->q.after_id) != 0))
 		api_problem(p, "cursor", "is none that was handed out");
 	buf_fini(&plain);
@@ -130,7 +135,8 @@ static void take_range(struct log_call *x, struct import_problems *p)
 static void take_event(struct log_call *x, struct json_object *event, struct import_problems *p)
 {
 	if (json_object_get_type(event) != json_type_string ||
-		str_parse_uuid(json_object_get_string(event), (size_t)json_object_get_string_len(event), x->event_id) != 0)
+		str_parse_uuid(json_object_get_string(event), (size_t)json_object_get_string_len(event),
+			x->event_id) != 0)
 		api_problem(p, "event_id", "must be the id of an event");
 	if (api_hook_member(x->body, "from") != NULL || api_hook_member(x->body, "to") != NULL)
 		api_problem(p, "event_id", "goes without from and to");
@@ -142,7 +148,7 @@ static void take_event(struct log_call *x, struct json_object *event, struct imp
 void api_do_hook_redeliver(struct api_call *c)
 {
 	struct log_call *x = log_call_new(c);
-	struct import_problems p = { .n = 0 };
+	struct import_problems p = {.n = 0};
 	if (!api_hook_id(c, x->id))
 		return;
 	struct json_object *body = api_body(c, false);
@@ -211,7 +217,8 @@ static void on_log(void *arg, int code, const struct store_delivery_logged *v, s
 		write_logged(&r.w, c, &v[i]);
 	jsonw_array_end(&r.w);
 	if (shown < n)
-		ALWAYS(write_cursor(&next, v[shown - 1].occurred_at, v[shown - 1].event_id, v[shown - 1].endpoint_id) == 0);
+		ALWAYS(write_cursor(&next, v[shown - 1].occurred_at, v[shown - 1].event_id,
+			       v[shown - 1].endpoint_id) == 0);
 	api_reply_page(&r, shown, &next);
 	buf_fini(&next);
 	api_reply_send(&r);
@@ -243,7 +250,8 @@ static bool query_endpoint(struct api_call *c, struct log_call *x, struct store_
 		str_format_uuid(raw, x->id);
 		q->endpoint_id = x->id;
 	} else if (e != ST_NOT_FOUND) {
-		api_fail(c, API_BAD_REQUEST, "query parameter webhook_id must be the id of a webhook endpoint");
+		api_fail(c, API_BAD_REQUEST,
+			"query parameter webhook_id must be the id of a webhook endpoint");
 		return false;
 	}
 	return true;
@@ -252,11 +260,13 @@ static bool query_endpoint(struct api_call *c, struct log_call *x, struct store_
 void api_do_hook_logs(struct api_call *c)
 {
 	struct log_call *x = log_call_new(c);
-	struct store_delivery_log q = { .application_id = c->application, .before = INT64_MAX, .before_endpoint = "" };
+	struct store_delivery_log q = {
+		.application_id = c->application, .before = INT64_MAX, .before_endpoint = ""};
 	struct buf plain = BUF_INIT(512);
 	const char *parts[3];
 	bool first;
-	if (query_endpoint(c, x, &q) && query_flag(c, "failed", &q.failed_only) && api_hook_page(c, &x->limit, &plain, parts, 3, &first) == 0) {
+	if (query_endpoint(c, x, &q) && query_flag(c, "failed", &q.failed_only) &&
+		api_hook_page(c, &x->limit, &plain, parts, 3, &first) == 0) {
 		int e = first ? 0 : read_cursor(parts, &q.before, q.before_id);
 		if (!first)
 			q.before_endpoint = parts[2];

@@ -1,9 +1,9 @@
 /*
  * api_webhooks - webhook endpoints through the API: make, read, change, rotate, forget.
  *
- * An endpoint is stored only after it answered a signed test event with 2xx, and asked again when its URL changes: nobody is
- * subscribed who does not agree. The secret leaves in the one answer that made it and is sealed ever after. Whoever brings a
- * secret along is not told it back.
+ * An endpoint is stored only after it answered a signed test event with 2xx, and asked again when its URL
+ * changes: nobody is subscribed who does not agree. The secret leaves in the one answer that made it and is
+ * sealed ever after. Whoever brings a secret along is not told it back.
  */
 #include "service/api_webhooks.h"
 
@@ -90,7 +90,8 @@ struct json_object *api_hook_member(struct json_object *body, const char *name)
 	return json_object_object_get_ex(body, name, &v) ? v : NULL;
 }
 
-int api_hook_page(struct api_call *c, unsigned *limit, struct buf *plain, const char **parts, size_t n, bool *first)
+int api_hook_page(
+	struct api_call *c, unsigned *limit, struct buf *plain, const char **parts, size_t n, bool *first)
 {
 	struct buf text = BUF_INIT(2048);
 	int64_t v;
@@ -111,7 +112,8 @@ int api_hook_page(struct api_call *c, unsigned *limit, struct buf *plain, const 
 
 /* ---------------------------------------------------------------- the body */
 
-static const char *take_text(struct json_object *body, const char *name, size_t max, struct import_problems *p)
+static const char *take_text(
+	struct json_object *body, const char *name, size_t max, struct import_problems *p)
 {
 	struct json_object *v = api_hook_member(body, name);
 	if (v == NULL)
@@ -143,7 +145,8 @@ static const char *take_events(struct json_object *body, struct buf *out, struct
 		return NULL;
 	size_t n = json_object_get_type(v) == json_type_array ? json_object_array_length(v) : 0;
 	if (n == 0 || n > EVENTS_MAX) {
-		api_problem(p, "events", "must be an array of 1 to %d names of events, prefix.* or *", EVENTS_MAX);
+		api_problem(p, "events", "must be an array of 1 to %d names of events, prefix.* or *",
+			EVENTS_MAX);
 		return NULL;
 	}
 	for (size_t i = 0; i < n; i++) {
@@ -151,16 +154,18 @@ static const char *take_events(struct json_object *body, struct buf *out, struct
 		char field[32];
 		(void)snprintf(field, sizeof field, "events[%zu]", i);
 		if (json_object_get_type(one) != json_type_string || !covers_any(json_object_get_string(one)))
-			api_problem(p, field, "must be a name of an event, prefix.* or *, that covers some event");
+			api_problem(p, field,
+				"must be a name of an event, prefix.* or *, that covers some event");
 		else
-			ALWAYS(buf_printf(out, "%s%s", out->len > 0 ? " " : "", json_object_get_string(one)) == 0);
+			ALWAYS(buf_printf(out, "%s%s", out->len > 0 ? " " : "",
+				       json_object_get_string(one)) == 0);
 	}
 	return buf_str(out);
 }
 
 static const char *take_url(const struct api_call *c, struct json_object *body, struct import_problems *p)
 {
-	struct fault f = { 0 };
+	struct fault f = {0};
 	const char *url = take_text(body, "delivery_url", 2000, p);
 	if (url != NULL && webhook_check_url(c->conf, url, &f) != 0)
 		api_problem(p, "delivery_url", "%.100s", f.text);
@@ -173,14 +178,15 @@ static const char *take_status(struct json_object *body, bool created, struct im
 	if (status == NULL || strcmp(status, "enabled") == 0)
 		return status;
 	if (created || strcmp(status, "disabled") != 0)
-		api_problem(p, "status", created ? "must be enabled at first" : "must be enabled or disabled");
+		api_problem(
+			p, "status", created ? "must be enabled at first" : "must be enabled or disabled");
 	return status;
 }
 
 /* False: answered already. */
 static bool take_body(struct api_call *c, struct hook_call *h, bool created)
 {
-	struct import_problems p = { .n = 0 };
+	struct import_problems p = {.n = 0};
 	struct json_object *body = api_body(c, false);
 	if (body == NULL)
 		return false;
@@ -207,8 +213,8 @@ static bool take_body(struct api_call *c, struct hook_call *h, bool created)
 /* New keys, sealed; false: answered already. */
 static bool make_keys(struct api_call *c, struct hook_call *h)
 {
-	struct import_problems p = { .n = 0 };
-	struct fault f = { 0 };
+	struct import_problems p = {.n = 0};
+	struct fault f = {0};
 	uint8_t id[16];
 	ALWAYS(str_parse_uuid(h->id, strlen(h->id), id) == 0);
 	int e = webhook_keys_new(h->secret, &h->keys, &f);
@@ -243,7 +249,8 @@ static void write_events(struct jsonw *w, const char *events)
 }
 
 /* `secret`: shown this once; NULL: not at all. */
-static void write_hook(struct jsonw *w, const char *name, const struct store_hook *h, const struct buf *secret)
+static void write_hook(
+	struct jsonw *w, const char *name, const struct store_hook *h, const struct buf *secret)
 {
 	bool off = h->disabled_at != 0;
 	jsonw_object(w, name);
@@ -251,7 +258,8 @@ static void write_hook(struct jsonw *w, const char *name, const struct store_hoo
 	jsonw_str(w, "description", h->description);
 	jsonw_str(w, "unified_api", h->unified_api);
 	jsonw_str(w, "status", off ? "disabled" : "enabled");
-	jsonw_str(w, "disabled_reason", off && strcmp(h->disabled_reason, "requested") != 0 ? "retry_limit" : "none");
+	jsonw_str(w, "disabled_reason",
+		off && strcmp(h->disabled_reason, "requested") != 0 ? "retry_limit" : "none");
 	if (off)
 		jsonw_str(w, "disabled_cause", h->disabled_reason);
 	api_hook_time(w, "disabled_at", h->disabled_at);
@@ -320,7 +328,7 @@ static void on_changed(void *arg, int code, const struct store_hook *v, size_t n
 /* False: answered already. */
 static bool is_accepted(struct api_call *c, int status, const char *error)
 {
-	struct import_problems p = { .n = 0 };
+	struct import_problems p = {.n = 0};
 	if (error == NULL)
 		return true;
 	if (strcmp(error, "canceled") == 0) {
@@ -329,19 +337,22 @@ static bool is_accepted(struct api_call *c, int status, const char *error)
 		return false;
 	}
 	if (status != 0)
-		api_problem(&p, "delivery_url", "did not accept the test event: %s, status %d", error, status);
+		api_problem(
+			&p, "delivery_url", "did not accept the test event: %s, status %d", error, status);
 	else
 		api_problem(&p, "delivery_url", "did not accept the test event: %s", error);
-	api_fail_fields(c, API_BAD_REQUEST, "the endpoint must answer a signed event of type refreshd.webhook.test with 2xx", &p);
+	api_fail_fields(c, API_BAD_REQUEST,
+		"the endpoint must answer a signed event of type refreshd.webhook.test with 2xx", &p);
 	return false;
 }
 
 static void start_check(struct api_call *c, webhook_checked_fn *fn)
 {
 	struct hook_call *h = c->state;
-	struct import_problems p = { .n = 0 };
-	struct fault f = { 0 };
-	int e = webhook_check(c->api->parts.webhook, c->conf, h->id, c->application, h->change.url, &h->keys, fn, c, &f);
+	struct import_problems p = {.n = 0};
+	struct fault f = {0};
+	int e = webhook_check(
+		c->api->parts.webhook, c->conf, h->id, c->application, h->change.url, &h->keys, fn, c, &f);
 	if (e == ST_FULL) {
 		api_retry_after(c, 5);
 		api_fail(c, API_TOO_MANY, "too many new endpoints are being checked");
@@ -360,7 +371,8 @@ static void on_created(void *arg, int code, const struct store_hook *v, size_t n
 	if (code != 0)
 		api_fail_store(c, code);
 	else if (n == 0)
-		api_fail(c, API_CONFLICT, "the application has %u webhook endpoints already, which is the most", API_HOOKS_MAX);
+		api_fail(c, API_CONFLICT,
+			"the application has %u webhook endpoints already, which is the most", API_HOOKS_MAX);
 	else
 		reply_created(c, &v[0]);
 }
@@ -428,7 +440,7 @@ static void on_list(void *arg, int code, const struct store_hook *v, size_t n)
 	if (shown < n) {
 		char created[24];
 		(void)snprintf(created, sizeof created, "%lld", (long long)v[shown - 1].created_at);
-		const char *const parts[] = { created, v[shown - 1].endpoint_id };
+		const char *const parts[] = {created, v[shown - 1].endpoint_id};
 		ALWAYS(api_cursor_write(&next, parts, 2) == 0);
 	}
 	api_reply_page(&r, shown, &next);
@@ -440,14 +452,15 @@ void api_do_hook_list(struct api_call *c)
 {
 	struct hook_call *h = hook_call_new(c);
 	struct buf plain = BUF_INIT(512);
-	const char *parts[2] = { "0", "" };
+	const char *parts[2] = {"0", ""};
 	int64_t created = 0;
 	bool first;
 	if (api_hook_page(c, &h->limit, &plain, parts, 2, &first) == 0) {
 		if (str_parse_i64(parts[0], strlen(parts[0]), &created) != 0) {
 			api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
 		} else {
-			int e = store_hook_list(c->api->parts.store, c->application, created, parts[1], h->limit + 1, on_list, c);
+			int e = store_hook_list(c->api->parts.store, c->application, created, parts[1],
+				h->limit + 1, on_list, c);
 			if (e != 0)
 				api_fail_store(c, e);
 		}
@@ -505,7 +518,7 @@ static void on_update_got(void *arg, int code, const struct store_hook *v, size_
 {
 	struct api_call *c = arg;
 	struct hook_call *h = c->state;
-	struct fault f = { 0 };
+	struct fault f = {0};
 	uint8_t id[16];
 	if (code != 0 || n == 0) {
 		on_hook(c, code, v, n);
@@ -543,7 +556,7 @@ void api_do_hook_update(struct api_call *c)
 
 static bool take_rotation(struct api_call *c, struct hook_call *h)
 {
-	struct import_problems p = { .n = 0 };
+	struct import_problems p = {.n = 0};
 	int64_t overlap_s = OVERLAP_DEFAULT_S;
 	struct json_object *body = api_body(c, true);
 	if (body == NULL)
@@ -553,7 +566,8 @@ static bool take_rotation(struct api_call *c, struct hook_call *h)
 	h->secret = take_text(h->body, "secret", TEXT_MAX, &p);
 	if (v != NULL && json_object_get_type(v) == json_type_int)
 		overlap_s = json_object_get_int64(v);
-	if ((v != NULL && json_object_get_type(v) != json_type_int) || overlap_s < 0 || overlap_s > OVERLAP_MAX_S)
+	if ((v != NULL && json_object_get_type(v) != json_type_int) || overlap_s < 0 ||
+		overlap_s > OVERLAP_MAX_S)
 		api_problem(&p, "overlap_seconds", "must be a whole number from 0 to %d", OVERLAP_MAX_S);
 	h->overlap_us = overlap_s * US_PER_S;
 	if (p.n == 0)
@@ -567,8 +581,8 @@ void api_do_hook_rotate(struct api_call *c)
 	struct hook_call *h = hook_call_new(c);
 	if (!api_hook_id(c, h->id) || !take_rotation(c, h) || !make_keys(c, h))
 		return;
-	int e = store_hook_rotate(c->api->parts.store, c->application, h->id, &h->sealed, buf_str(&h->public_key), h->overlap_us,
-		on_changed, c);
+	int e = store_hook_rotate(c->api->parts.store, c->application, h->id, &h->sealed,
+		buf_str(&h->public_key), h->overlap_us, on_changed, c);
 	if (e != 0)
 		api_fail_store(c, e);
 }

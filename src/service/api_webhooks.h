@@ -10,7 +10,8 @@
 
 #define API_HOOKS_MAX 50u /* endpoints of one application */
 
-api_fn api_do_hook_create, api_do_hook_list, api_do_hook_get, api_do_hook_update, api_do_hook_delete, api_do_hook_rotate;
+api_fn api_do_hook_create, api_do_hook_list, api_do_hook_get, api_do_hook_update, api_do_hook_delete,
+	api_do_hook_rotate;
 api_fn api_do_hook_redeliver, api_do_hook_logs; /* api_webhook_log.c */
 
 /* The id in the path, as it is stored; false: answered already. */
@@ -20,6 +21,7 @@ void api_hook_time(struct jsonw *w, const char *name, int64_t wall_us); /* RFC 3
 /* A member of the body; NULL: not there, or null. */
 struct json_object *api_hook_member(struct json_object *body, const char *name);
 /* limit and a cursor of `n` parts in `plain`; *first: there is none. 0, or answered. */
-int api_hook_page(struct api_call *c, unsigned *limit, struct buf *plain, const char **parts, size_t n, bool *first) MUST_USE;
+int api_hook_page(struct api_call *c, unsigned *limit, struct buf *plain, const char **parts, size_t n,
+	bool *first) MUST_USE;
 
 #endif

@@ -1,8 +1,9 @@
 /*
- * store_webhook_endpoint - endpoints of the API in the database. Read the statements first; the C below binds and unpacks.
+ * store_webhook_endpoint - endpoints of the API in the database. Read the statements first; the C below binds
+ * and unpacks.
  *
- * An endpoint without application_id is one of the configuration and never touched here. updated_at always grows: the load
- * tells by it whether anything changed. Must not: know what is inside a secret.
+ * An endpoint without application_id is one of the configuration and never touched here. updated_at always
+ * grows: the load tells by it whether anything changed. Must not: know what is inside a secret.
  */
 #include "service/store_webhook_endpoint.h"
 
@@ -12,55 +13,62 @@
 #include "base/sys.h"
 #include "service/store_webhook.h"
 
-#define WAIT_US (2 * US_PER_S)	    /* a request must not hang on a database that is away */
+#define WAIT_US (2 * US_PER_S) /* a request must not hang on a database that is away */
 #define LOAD_WAIT_US (10 * US_PER_S)
 
 /* ---------------------------------------------------------------- statements */
 
-#define COLUMNS                                                                                                         \
-	"w.endpoint_id, w.application_id, w.url, w.unified_api, w.description, array_to_string(w.events, ' '), w.public_key," \
-	" w.secret, w.previous_secret, w.previous_until, w.created_at, w.updated_at, w.failing_since, w.last_success_at,"    \
+#define COLUMNS                                                                           \
+	"w.endpoint_id, w.application_id, w.url, w.unified_api, w.description,"           \
+	" array_to_string(w.events, ' '), w.public_key, w.secret, w.previous_secret,"     \
+	" w.previous_until, w.created_at, w.updated_at, w.failing_since, w.last_success_at," \
 	" w.last_failure_at, w.disabled_at, w.disabled_reason"
 enum {
-	C_ID, C_APP, C_URL, C_API, C_DESCRIPTION, C_EVENTS, C_PUBLIC, C_SECRET, C_PREVIOUS, C_PREVIOUS_UNTIL, C_CREATED, C_UPDATED,
-	C_FAILING, C_SUCCESS, C_FAILURE, C_DISABLED, C_REASON, C_MARK
+	C_ID, C_APP, C_URL, C_API, C_DESCRIPTION, C_EVENTS, C_PUBLIC, C_SECRET, C_PREVIOUS, C_PREVIOUS_UNTIL,
+	C_CREATED, C_UPDATED, C_FAILING, C_SUCCESS, C_FAILURE, C_DISABLED, C_REASON, C_MARK
 };
+#define OF_APPLICATION " WHERE w.application_id = $1 AND w.endpoint_id = $2"
 #define LATER "greatest(now(), w.updated_at + interval '1 microsecond')"
 
 /* One row at least, for the mark; its other columns are null when nothing is told. */
 static const struct pgstmt SQL_LOAD = {
 	"hook_load",
 	"WITH w AS MATERIALIZED (SELECT * FROM refreshd.webhook_endpoint WHERE application_id IS NOT NULL),"
-	" m AS (SELECT coalesce(bit_xor(hashtextextended(endpoint_id, (extract(epoch FROM updated_at) * 1000000)::bigint)), 0)"
-	" AS mark FROM w)"
-	" SELECT " COLUMNS ", m.mark FROM m LEFT JOIN w ON m.mark <> $1 OR $2 ORDER BY w.created_at, w.endpoint_id",
+	" m AS (SELECT coalesce(bit_xor(hashtextextended(endpoint_id,"
+	" (extract(epoch FROM updated_at) * 1000000)::bigint)), 0) AS mark FROM w)"
+	" SELECT " COLUMNS ", m.mark FROM m LEFT JOIN w ON m.mark <> $1 OR $2"
+	" ORDER BY w.created_at, w.endpoint_id",
 };
 static const struct pgstmt SQL_INSERT = {
 	"hook_insert",
-	"WITH w AS (INSERT INTO refreshd.webhook_endpoint (endpoint_id, application_id, url, unified_api, description, events,"
-	" public_key, secret, created_at, updated_at) SELECT $1, $2, $3, $4, $5, string_to_array($6, ' '), $7, $8, now(), now()"
+	"WITH w AS (INSERT INTO refreshd.webhook_endpoint (endpoint_id, application_id, url, unified_api,"
+	" description, events, public_key, secret, created_at, updated_at)"
+	" SELECT $1, $2, $3, $4, $5, string_to_array($6, ' '), $7, $8, now(), now()"
 	" WHERE (SELECT count(*) FROM refreshd.webhook_endpoint WHERE application_id = $2) < $9 RETURNING *)"
 	" SELECT " COLUMNS " FROM w",
 };
 static const struct pgstmt SQL_GET = {
 	"hook_get",
-	"SELECT " COLUMNS " FROM refreshd.webhook_endpoint w WHERE w.application_id = $1 AND w.endpoint_id = $2",
+	"SELECT " COLUMNS " FROM refreshd.webhook_endpoint w" OF_APPLICATION,
 };
 static const struct pgstmt SQL_LIST = {
 	"hook_list",
-	"SELECT " COLUMNS " FROM refreshd.webhook_endpoint w WHERE w.application_id = $1 AND (w.created_at, w.endpoint_id) > ($2, $3)"
+	"SELECT " COLUMNS " FROM refreshd.webhook_endpoint w"
+	" WHERE w.application_id = $1 AND (w.created_at, w.endpoint_id) > ($2, $3)"
 	" ORDER BY w.created_at, w.endpoint_id LIMIT $4",
 };
 static const struct pgstmt SQL_UPDATE = {
 	"hook_update",
-	"WITH w AS (UPDATE refreshd.webhook_endpoint w SET url = coalesce($3, w.url), unified_api = coalesce($4, w.unified_api),"
+	"WITH w AS (UPDATE refreshd.webhook_endpoint w SET"
+	" url = coalesce($3, w.url), unified_api = coalesce($4, w.unified_api),"
 	" description = coalesce($5, w.description), events = coalesce(string_to_array($6, ' '), w.events),"
-	" failing_since = CASE WHEN $3 IS NOT NULL OR ($7::text = 'enabled' AND w.disabled_at IS NOT NULL) THEN NULL"
-	" ELSE w.failing_since END,"
-	" disabled_at = CASE WHEN $7 = 'disabled' THEN coalesce(w.disabled_at, now()) WHEN $7 IS NULL THEN w.disabled_at END,"
+	" failing_since = CASE WHEN $3 IS NOT NULL OR ($7::text = 'enabled' AND w.disabled_at IS NOT NULL)"
+	" THEN NULL ELSE w.failing_since END,"
+	" disabled_at = CASE WHEN $7 = 'disabled' THEN coalesce(w.disabled_at, now())"
+	" WHEN $7 IS NULL THEN w.disabled_at END,"
 	" disabled_reason = CASE WHEN $7 = 'disabled' THEN coalesce(w.disabled_reason, 'requested')"
 	" WHEN $7 IS NULL THEN w.disabled_reason END,"
-	" updated_at = " LATER " WHERE w.application_id = $1 AND w.endpoint_id = $2 RETURNING *)"
+	" updated_at = " LATER OF_APPLICATION " RETURNING *)"
 	" SELECT " COLUMNS " FROM w",
 };
 static const struct pgstmt SQL_ROTATE = {
@@ -68,46 +76,52 @@ static const struct pgstmt SQL_ROTATE = {
 	"WITH w AS (UPDATE refreshd.webhook_endpoint w SET secret = $3, public_key = $4,"
 	" previous_secret = CASE WHEN $5::bigint > 0 THEN w.secret END,"
 	" previous_until = CASE WHEN $5 > 0 THEN now() + $5 * interval '1 microsecond' END,"
-	" updated_at = " LATER " WHERE w.application_id = $1 AND w.endpoint_id = $2 RETURNING *)"
+	" updated_at = " LATER OF_APPLICATION " RETURNING *)"
 	" SELECT " COLUMNS " FROM w",
 };
 /* What was delivered stays until its event is purged; without the endpoint nobody is shown it. */
 static const struct pgstmt SQL_DELETE = {
 	"hook_delete",
-	"WITH w AS (DELETE FROM refreshd.webhook_endpoint WHERE application_id = $1 AND endpoint_id = $2 RETURNING endpoint_id),"
-	" d AS (DELETE FROM refreshd.delivery d USING w WHERE d.endpoint_id = w.endpoint_id AND d.done_at IS NULL)"
+	"WITH w AS (DELETE FROM refreshd.webhook_endpoint w" OF_APPLICATION " RETURNING w.endpoint_id),"
+	" d AS (DELETE FROM refreshd.delivery d USING w"
+	" WHERE d.endpoint_id = w.endpoint_id AND d.done_at IS NULL)"
 	" SELECT count(*) FROM w",
 };
 static const struct pgstmt SQL_REDELIVER = {
 	"hook_redeliver",
-	"WITH w AS MATERIALIZED (SELECT * FROM refreshd.webhook_endpoint WHERE application_id = $1 AND endpoint_id = $2),"
-	" e AS MATERIALIZED (SELECT e.event_id, e.occurred_at FROM w JOIN refreshd.event e ON e.application_id = w.application_id"
+	"WITH w AS MATERIALIZED (SELECT * FROM refreshd.webhook_endpoint w" OF_APPLICATION "),"
+	" e AS MATERIALIZED (SELECT e.event_id, e.occurred_at FROM w"
+	" JOIN refreshd.event e ON e.application_id = w.application_id"
 	" LEFT JOIN refreshd.delivery d ON d.event_id = e.event_id AND d.endpoint_id = w.endpoint_id"
-	" WHERE w.disabled_at IS NULL AND e.fanned_out_at IS NOT NULL AND ($3::uuid IS NULL OR e.event_id = $3)"
-	" AND e.occurred_at >= $4 AND e.occurred_at < $5 AND (e.occurred_at, e.event_id) > ($6, $7)"
-	" AND (d.event_id IS NOT NULL OR (e.entity_type <> '" STORE_ENTITY_ENDPOINT "' AND " STORE_HOOK_WANTS("w", "e") "))"
-	" AND ($8 OR d.delivered IS NOT TRUE) ORDER BY e.occurred_at, e.event_id LIMIT $9 FOR KEY SHARE OF e),"
-	" d AS (INSERT INTO refreshd.delivery AS d (event_id, endpoint_id, due_at) SELECT e.event_id, w.endpoint_id, now() FROM e, w"
-	" ON CONFLICT (event_id, endpoint_id) DO UPDATE SET attempt = 0, due_at = now(), done_at = NULL, delivered = NULL,"
-	" lease_owner = NULL, lease_until = NULL WHERE d.done_at IS NOT NULL OR d.lease_until IS NULL OR d.lease_until <= now())"
-	" SELECT (SELECT count(*) FROM w), coalesce((SELECT w.disabled_at IS NOT NULL FROM w), false), (SELECT count(*) FROM e),"
-	" l.occurred_at, l.event_id FROM (SELECT 1) one"
+	" WHERE w.disabled_at IS NULL AND e.fanned_out_at IS NOT NULL"
+	" AND ($3::uuid IS NULL OR e.event_id = $3) AND e.occurred_at >= $4 AND e.occurred_at < $5"
+	" AND (e.occurred_at, e.event_id) > ($6, $7) AND (d.event_id IS NOT NULL"
+	" OR (e.entity_type <> '" STORE_ENTITY_ENDPOINT "' AND " STORE_HOOK_WANTS("w", "e") "))"
+	" AND ($8 OR d.delivered IS NOT TRUE)"
+	" ORDER BY e.occurred_at, e.event_id LIMIT $9 FOR KEY SHARE OF e),"
+	" d AS (INSERT INTO refreshd.delivery AS d (event_id, endpoint_id, due_at)"
+	" SELECT e.event_id, w.endpoint_id, now() FROM e, w ON CONFLICT (event_id, endpoint_id) DO UPDATE"
+	" SET attempt = 0, due_at = now(), done_at = NULL, delivered = NULL, lease_owner = NULL,"
+	" lease_until = NULL WHERE d.done_at IS NOT NULL OR d.lease_until IS NULL OR d.lease_until <= now())"
+	" SELECT (SELECT count(*) FROM w), coalesce((SELECT w.disabled_at IS NOT NULL FROM w), false),"
+	" (SELECT count(*) FROM e), l.occurred_at, l.event_id FROM (SELECT 1) one"
 	" LEFT JOIN (SELECT * FROM e ORDER BY occurred_at DESC, event_id DESC LIMIT 1) l ON true",
 };
 static const struct pgstmt SQL_LOG = {
 	"hook_log",
-	"SELECT e.event_id, d.endpoint_id, w.url, e.event_type, e.entity_id, e.entity_type, e.occurred_at, d.due_at, d.done_at,"
-	" d.attempt, coalesce(d.last_status, 0), coalesce(d.last_duration_ms, 0), d.last_error, coalesce(d.delivered, false)"
+	"SELECT e.event_id, d.endpoint_id, w.url, e.event_type, e.entity_id, e.entity_type, e.occurred_at,"
+	" d.due_at, d.done_at, d.attempt, coalesce(d.last_status, 0), coalesce(d.last_duration_ms, 0),"
+	" d.last_error, coalesce(d.delivered, false)"
 	" FROM refreshd.event e JOIN refreshd.delivery d ON d.event_id = e.event_id"
 	" JOIN refreshd.webhook_endpoint w ON w.endpoint_id = d.endpoint_id AND w.application_id = $1"
 	" WHERE e.application_id = $1 AND ($2::text IS NULL OR d.endpoint_id = $2) AND e.occurred_at <= $3"
-	" AND (e.occurred_at, e.event_id, d.endpoint_id) < ($3, $4, $5)"
-	" AND (NOT $6 OR (d.delivered IS NOT TRUE AND d.attempt > 0 AND (d.last_status IS NOT NULL OR d.last_error IS NOT NULL)))"
+	" AND (e.occurred_at, e.event_id, d.endpoint_id) < ($3, $4, $5) AND (NOT $6 OR (d.delivered IS NOT TRUE"
+	" AND d.attempt > 0 AND (d.last_status IS NOT NULL OR d.last_error IS NOT NULL)))"
 	" ORDER BY e.occurred_at DESC, e.event_id DESC, d.endpoint_id DESC LIMIT $7",
 };
 enum {
-	L_EVENT, L_ENDPOINT, L_URL, L_TYPE, L_ENTITY_ID, L_ENTITY_TYPE, L_OCCURRED, L_DUE, L_DONE, L_ATTEMPT, L_STATUS, L_DURATION,
-	L_ERROR, L_DELIVERED
+	L_EVENT, L_ENDPOINT, L_URL, L_TYPE, L_ENTITY_ID, L_ENTITY_TYPE, L_OCCURRED, L_DUE, L_DONE, L_ATTEMPT,
+	L_STATUS, L_DURATION, L_ERROR, L_DELIVERED
 };
 
 /* ---------------------------------------------------------------- helpers */
@@ -172,7 +186,8 @@ struct call {
 	bool force;
 };
 
-static int submit(struct store *s, const struct pgstmt *stmt, struct pgargs *a, int64_t wait_us, pgtx_fn *fn, const struct call *c)
+static int submit(struct store *s, const struct pgstmt *stmt, struct pgargs *a, int64_t wait_us, pgtx_fn *fn,
+	const struct call *c)
 {
 	struct call *call = mem_alloc(sizeof *call);
 	*call = *c;
@@ -202,9 +217,10 @@ static void on_hooks(void *arg, const struct pgtx_result *r)
 	mem_free(v);
 }
 
-static int send_hooks(struct store *s, const struct pgstmt *stmt, struct pgargs *a, store_hooks_fn *fn, void *arg)
+static int send_hooks(
+	struct store *s, const struct pgstmt *stmt, struct pgargs *a, store_hooks_fn *fn, void *arg)
 {
-	return submit(s, stmt, a, WAIT_US, on_hooks, &(struct call){ .arg = arg, .hooks = fn });
+	return submit(s, stmt, a, WAIT_US, on_hooks, &(struct call){.arg = arg, .hooks = fn});
 }
 
 /* ---------------------------------------------------------------- load */
@@ -232,7 +248,8 @@ int store_hooks_load(struct store *s, int64_t mark, bool force, store_hooks_load
 	struct pgargs *a = pgargs_new();
 	pgargs_i64(a, mark);
 	pgargs_bool(a, force);
-	return submit(s, &SQL_LOAD, a, LOAD_WAIT_US, on_loaded, &(struct call){ .arg = arg, .load = fn, .mark = mark, .force = force });
+	return submit(s, &SQL_LOAD, a, LOAD_WAIT_US, on_loaded,
+		&(struct call){.arg = arg, .load = fn, .mark = mark, .force = force});
 }
 
 /* ---------------------------------------------------------------- one endpoint */
@@ -245,7 +262,8 @@ static struct pgargs *args_of(const char *application_id, const char *endpoint_i
 	return a;
 }
 
-int store_hook_insert(struct store *s, const struct store_hook *h, unsigned limit, store_hooks_fn *fn, void *arg)
+int store_hook_insert(
+	struct store *s, const struct store_hook *h, unsigned limit, store_hooks_fn *fn, void *arg)
 {
 	struct pgargs *a = args_of(h->endpoint_id, h->application_id);
 	pgargs_text(a, h->url);
@@ -258,13 +276,14 @@ int store_hook_insert(struct store *s, const struct store_hook *h, unsigned limi
 	return send_hooks(s, &SQL_INSERT, a, fn, arg);
 }
 
-int store_hook_get(struct store *s, const char *application_id, const char *endpoint_id, store_hooks_fn *fn, void *arg)
+int store_hook_get(
+	struct store *s, const char *application_id, const char *endpoint_id, store_hooks_fn *fn, void *arg)
 {
 	return send_hooks(s, &SQL_GET, args_of(application_id, endpoint_id), fn, arg);
 }
 
-int store_hook_list(struct store *s, const char *application_id, int64_t after_created, const char *after_id, unsigned limit,
-	store_hooks_fn *fn, void *arg)
+int store_hook_list(struct store *s, const char *application_id, int64_t after_created, const char *after_id,
+	unsigned limit, store_hooks_fn *fn, void *arg)
 {
 	struct pgargs *a = pgargs_new();
 	pgargs_text(a, application_id);
@@ -274,8 +293,8 @@ int store_hook_list(struct store *s, const char *application_id, int64_t after_c
 	return send_hooks(s, &SQL_LIST, a, fn, arg);
 }
 
-int store_hook_update(struct store *s, const char *application_id, const char *endpoint_id, const struct store_hook_change *c,
-	store_hooks_fn *fn, void *arg)
+int store_hook_update(struct store *s, const char *application_id, const char *endpoint_id,
+	const struct store_hook_change *c, store_hooks_fn *fn, void *arg)
 {
 	struct pgargs *a = args_of(application_id, endpoint_id);
 	pgargs_text(a, c->url);
@@ -286,8 +305,8 @@ int store_hook_update(struct store *s, const char *application_id, const char *e
 	return send_hooks(s, &SQL_UPDATE, a, fn, arg);
 }
 
-int store_hook_rotate(struct store *s, const char *application_id, const char *endpoint_id, const struct buf *secret,
-	const char *public_key, int64_t overlap_us, store_hooks_fn *fn, void *arg)
+int store_hook_rotate(struct store *s, const char *application_id, const char *endpoint_id,
+	const struct buf *secret, const char *public_key, int64_t overlap_us, store_hooks_fn *fn, void *arg)
 {
 	struct pgargs *a = args_of(application_id, endpoint_id);
 	pgargs_bytes(a, secret->data, secret->len);
@@ -303,9 +322,11 @@ static void on_count(void *arg, const struct pgtx_result *r)
 	call.count(call.arg, code, code == 0 ? pgresult_int(&r->results[0], 0, 0) : 0);
 }
 
-int store_hook_delete(struct store *s, const char *application_id, const char *endpoint_id, store_hook_count_fn *fn, void *arg)
+int store_hook_delete(struct store *s, const char *application_id, const char *endpoint_id,
+	store_hook_count_fn *fn, void *arg)
 {
-	return submit(s, &SQL_DELETE, args_of(application_id, endpoint_id), WAIT_US, on_count, &(struct call){ .arg = arg, .count = fn });
+	return submit(s, &SQL_DELETE, args_of(application_id, endpoint_id), WAIT_US, on_count,
+		&(struct call){.arg = arg, .count = fn});
 }
 
 /* ---------------------------------------------------------------- once more */
@@ -313,7 +334,7 @@ int store_hook_delete(struct store *s, const char *application_id, const char *e
 static void on_redelivered(void *arg, const struct pgtx_result *r)
 {
 	struct call call = taken(arg);
-	struct store_redelivered out = { .n = 0 };
+	struct store_redelivered out = {.n = 0};
 	int code = code_of(r);
 	if (code == 0) {
 		const struct pgresult *row = &r->results[0];
@@ -340,7 +361,8 @@ int store_redeliver(struct store *s, const struct store_redeliver *q, store_rede
 	pgargs_uuid(a, q->after_id);
 	pgargs_bool(a, q->delivered_too);
 	pgargs_i64(a, q->limit);
-	return submit(s, &SQL_REDELIVER, a, WAIT_US, on_redelivered, &(struct call){ .arg = arg, .redelivered = fn });
+	return submit(
+		s, &SQL_REDELIVER, a, WAIT_US, on_redelivered, &(struct call){.arg = arg, .redelivered = fn});
 }
 
 /* ---------------------------------------------------------------- the log */
@@ -376,7 +398,8 @@ static void on_log(void *arg, const struct pgtx_result *r)
 	mem_free(v);
 }
 
-int store_delivery_log(struct store *s, const struct store_delivery_log *q, store_delivery_log_fn *fn, void *arg)
+int store_delivery_log(
+	struct store *s, const struct store_delivery_log *q, store_delivery_log_fn *fn, void *arg)
 {
 	struct pgargs *a = args_of(q->application_id, q->endpoint_id);
 	pgargs_time(a, q->before);
@@ -384,5 +407,5 @@ int store_delivery_log(struct store *s, const struct store_delivery_log *q, stor
 	pgargs_text(a, q->before_endpoint);
 	pgargs_bool(a, q->failed_only);
 	pgargs_i64(a, q->limit);
-	return submit(s, &SQL_LOG, a, WAIT_US, on_log, &(struct call){ .arg = arg, .log = fn });
+	return submit(s, &SQL_LOG, a, WAIT_US, on_log, &(struct call){.arg = arg, .log = fn});
 }

@@ -1,8 +1,10 @@
 /*
- * webhook_check - asks a new endpoint whether it wants to be one: a signed test event that it must answer with 2xx.
+ * webhook_check - asks a new endpoint whether it wants to be one: a signed test event that it must answer
+ * with 2xx.
  *
- * Nobody may subscribe an address that does not agree to it. The check is under no lease and leaves nothing behind; its
- * number is limited, so that it is no way to make us call out at will. Must not: tell more of the answer than its status.
+ * Nobody may subscribe an address that does not agree to it. The check is under no lease and leaves nothing
+ * behind; its number is limited, so that it is no way to make us call out at will. Must not: tell more of the
+ * answer than its status.
  */
 #include "service/webhook_priv.h"
 
@@ -75,8 +77,8 @@ static int build_entity(const char *endpoint_id, const char *application, struct
 	return e == 0 ? 0 : fault_set(f, e, "the test event cannot be built: %s", status_text(e));
 }
 
-static int start(struct webhook_check *k, struct conf *c, const char *endpoint_id, const char *entity, const char *url,
-	const struct webhook_keys *keys, struct fault *f)
+static int start(struct webhook_check *k, struct conf *c, const char *endpoint_id, const char *entity,
+	const char *url, const struct webhook_keys *keys, struct fault *f)
 {
 	uint8_t event_id[16];
 	sys_uuid4(event_id);
@@ -89,12 +91,13 @@ static int start(struct webhook_check *k, struct conf *c, const char *endpoint_i
 		.occurred_at = sys_wall_us(),
 		.execution_attempt = 1,
 	};
-	const struct webhook_message m = {.body = &body, .url = url, .secret = &keys->hmac, .ed25519 = keys->ed25519, .of_api = true};
+	const struct webhook_message m = {
+		.body = &body, .url = url, .secret = &keys->hmac, .ed25519 = keys->ed25519, .of_api = true};
 	return webhook_post(k->owner->httpc, c, &m, on_reply, k, &k->call, f);
 }
 
-int webhook_check(struct webhook *w, struct conf *c, const char *endpoint_id, const char *application, const char *url,
-	const struct webhook_keys *keys, webhook_checked_fn *fn, void *arg, struct fault *f)
+int webhook_check(struct webhook *w, struct conf *c, const char *endpoint_id, const char *application,
+	const char *url, const struct webhook_keys *keys, webhook_checked_fn *fn, void *arg, struct fault *f)
 {
 	MAGIC_CHECK(w, WEBHOOK_MAGIC);
 	unsigned n = 0;
@@ -104,7 +107,8 @@ int webhook_check(struct webhook *w, struct conf *c, const char *endpoint_id, co
 		return fault_set(f, ST_FULL, "%u new endpoints are being checked already", n);
 	struct buf entity = BUF_INIT(ENTITY_MAX);
 	struct webhook_check *k = mem_alloc(sizeof *k);
-	*k = (struct webhook_check){.magic = CHECK_MAGIC, .owner = w, .next = w->checks, .fn = fn, .arg = arg};
+	*k = (struct webhook_check){
+		.magic = CHECK_MAGIC, .owner = w, .next = w->checks, .fn = fn, .arg = arg};
 	if (k->next != NULL)
 		k->next->prev = k;
 	w->checks = k;

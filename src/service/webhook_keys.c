@@ -1,8 +1,8 @@
 /*
  * webhook_keys - makes, seals and opens the signing keys of an endpoint of the API.
  *
- * Everything in between lives in secret buffers. Must not: show or log any part but the public one, nor accept a secret of
- * another form than whsec_: what a receiver's library cannot read is of no use to it.
+ * Everything in between lives in secret buffers. Must not: show or log any part but the public one, nor
+ * accept a secret of another form than whsec_: what a receiver's library cannot read is of no use to it.
  */
 #include "service/webhook_keys.h"
 
@@ -29,9 +29,10 @@ void webhook_keys_fini(struct webhook_keys *k)
 /* `seed` is taken over on success. */
 static int build(const char *secret, size_t n, struct buf *seed, struct webhook_keys *out, struct fault *f)
 {
-	struct webhook_keys made = { .ed25519 = NULL };
+	struct webhook_keys made = {.ed25519 = NULL};
 	if (n < strlen(SECRET_PREFIX) || memcmp(secret, SECRET_PREFIX, strlen(SECRET_PREFIX)) != 0)
-		return fault_set(f, ST_SYNTAX, "the webhook secret must be " SECRET_PREFIX " and base64 of 24 to 64 bytes");
+		return fault_set(f, ST_SYNTAX,
+			"the webhook secret must be " SECRET_PREFIX " and base64 of 24 to 64 bytes");
 	int e = event_secret_parse(secret, n, &made.hmac, f);
 	if (e != 0)
 		return e;
@@ -75,7 +76,8 @@ int webhook_keys_public(const struct webhook_keys *k, struct buf *out)
 	return e == 0 ? base64_encode(out, raw, sizeof raw) : e;
 }
 
-int webhook_keys_seal(const struct webhook_keys *k, struct keyring *ring, const uint8_t id[16], struct buf *out)
+int webhook_keys_seal(
+	const struct webhook_keys *k, struct keyring *ring, const uint8_t id[16], struct buf *out)
 {
 	struct buf text = BUF_INIT_SECRET(TEXT_MAX);
 	int e = buf_append(&text, k->hmac.text.data, k->hmac.text.len);
@@ -105,7 +107,8 @@ static int parse(const struct buf *text, struct webhook_keys *out, struct fault 
 	return e;
 }
 
-int webhook_keys_open(struct keyring *ring, const uint8_t id[16], const void *sealed, size_t n, struct webhook_keys *out, struct fault *f)
+int webhook_keys_open(struct keyring *ring, const uint8_t id[16], const void *sealed, size_t n,
+	struct webhook_keys *out, struct fault *f)
 {
 	struct buf text = BUF_INIT_SECRET(TEXT_MAX);
 	int e = seal_open(ring, SEAL_WEBHOOK_SECRET, id, 0, sealed, n, &text);

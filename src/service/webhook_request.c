@@ -1,9 +1,11 @@
 /*
- * webhook_request - one signed POST: body, both kinds of signatures, headers, and which addresses it may go to.
+ * webhook_request - one signed POST: body, both kinds of signatures, headers, and which addresses it may go
+ * to.
  *
- * An endpoint of the API is its owner's idea of an address, and owners are many: it never reaches an address that is not
- * public, unless the operator has opened loopback for tests. During a rotation both secrets sign; the one signature that has
- * room for one secret alone keeps to the previous one until it ends, so that nobody is cut off in between.
+ * An endpoint of the API is its owner's idea of an address, and owners are many: it never reaches an address
+ * that is not public, unless the operator has opened loopback for tests. During a rotation both secrets sign;
+ * the one signature that has room for one secret alone keeps to the previous one until it ends, so that
+ * nobody is cut off in between.
  */
 #include "service/webhook_priv.h"
 
@@ -74,16 +76,20 @@ struct signed_message {
 
 static int sign(const struct webhook_message *m, int64_t now_s, struct signed_message *s)
 {
-	const struct event_secret *const secrets[] = {m->secret, m->previous != NULL ? &m->previous->hmac : NULL};
+	const struct event_secret *const secrets[] = {
+		m->secret, m->previous != NULL ? &m->previous->hmac : NULL};
 	const struct buf *body = &s->body;
-	int e = event_sign_standard(secrets, m->previous != NULL ? 2 : 1, m->ed25519, s->id, now_s, body->data, body->len, &s->standard);
+	int e = event_sign_standard(secrets, m->previous != NULL ? 2 : 1, m->ed25519, s->id, now_s,
+		body->data, body->len, &s->standard);
 	if (e == 0 && m->previous != NULL) {
 		e = buf_putc(&s->standard, ' ');
 		if (e == 0)
-			e = event_sign_standard(NULL, 0, m->previous->ed25519, s->id, now_s, body->data, body->len, &s->standard);
+			e = event_sign_standard(NULL, 0, m->previous->ed25519, s->id, now_s, body->data,
+				body->len, &s->standard);
 	}
 	if (e == 0)
-		e = event_sign_apideck(m->previous != NULL ? &m->previous->hmac : m->secret, body->data, body->len, &s->apideck);
+		e = event_sign_apideck(m->previous != NULL ? &m->previous->hmac : m->secret, body->data,
+			body->len, &s->apideck);
 	return e;
 }
 
@@ -100,8 +106,8 @@ static int build(const struct webhook_message *m, int64_t now_s, struct signed_m
 
 /* ---------------------------------------------------------------- the request */
 
-static int post(struct httpc *h, const struct conf *c, const struct webhook_message *m, struct signed_message *s, httpc_fn *fn,
-	void *arg, struct httpc_call **out, struct fault *f)
+static int post(struct httpc *h, const struct conf *c, const struct webhook_message *m,
+	struct signed_message *s, httpc_fn *fn, void *arg, struct httpc_call **out, struct fault *f)
 {
 	const struct httpc_header headers[] = {
 		{"content-type", "application/json"},
@@ -128,8 +134,8 @@ static int post(struct httpc *h, const struct conf *c, const struct webhook_mess
 	return httpc_start(h, &q, fn, arg, out, f);
 }
 
-int webhook_post(struct httpc *h, const struct conf *c, const struct webhook_message *m, httpc_fn *fn, void *arg,
-	struct httpc_call **out, struct fault *f)
+int webhook_post(struct httpc *h, const struct conf *c, const struct webhook_message *m, httpc_fn *fn,
+	void *arg, struct httpc_call **out, struct fault *f)
 {
 	struct signed_message s = {.body = BUF_INIT(BODY_MAX),
 		.standard = BUF_INIT(SIGNATURE_MAX),

@@ -1,9 +1,10 @@
 /*
- * webhook_target - who there is to deliver to: the endpoints of the configuration, and those of the API out of the database.
+ * webhook_target - who there is to deliver to: the endpoints of the configuration, and those of the API out
+ * of the database.
  *
- * Both become the same thing here, a target with an endpoint; only the way in differs. Those of the API are loaded when their
- * mark in the database has changed, so that a poll costs one row. One whose secret cannot be opened stays known, so that its
- * events wait for the right keyring instead of being lost.
+ * Both become the same thing here, a target with an endpoint; only the way in differs. Those of the API are
+ * loaded when their mark in the database has changed, so that a poll costs one row. One whose secret cannot
+ * be opened stays known, so that its events wait for the right keyring instead of being lost.
  */
 #include "service/webhook_priv.h"
 
@@ -60,7 +61,8 @@ static void open_keys(struct endpoint *e, struct keyring *ring, const struct sto
 		rc = webhook_keys_open(ring, id, h->secret, h->secret_len, &e->keys, &f);
 	/* Without the previous secret its receiver may not know us; that is less than nothing being sent. */
 	if (rc == 0 && h->previous_secret != NULL &&
-		webhook_keys_open(ring, id, h->previous_secret, h->previous_secret_len, &e->previous, &f) != 0)
+		webhook_keys_open(ring, id, h->previous_secret, h->previous_secret_len, &e->previous, &f) !=
+			0)
 		log_warning("webhook.previous_secret", K_TEXT("endpoint", h->endpoint_id), K_FAULT(&f));
 	if (rc != 0)
 		log_error("webhook.endpoint_unusable", K_TEXT("endpoint", h->endpoint_id), K_FAULT(&f));
@@ -202,7 +204,8 @@ static void on_loaded(void *arg, int code, bool changed, int64_t mark, const str
 	w->load_mark = mark;
 	forget(w, true);
 	for (size_t i = 0; i < n; i++)
-		set_endpoint(target_of(w, mem_strdup(v[i].endpoint_id), true), endpoint_of_row(w->conf->keyring, &v[i]));
+		set_endpoint(target_of(w, mem_strdup(v[i].endpoint_id), true),
+			endpoint_of_row(w->conf->keyring, &v[i]));
 	targets_drop(w);
 	log_debug("webhook.endpoints", K_COUNT(n));
 	w->want_claim = true;
@@ -212,7 +215,8 @@ static void on_loaded(void *arg, int code, bool changed, int64_t mark, const str
 void targets_load(struct webhook *w)
 {
 	w->want_load = false;
-	w->loading = webhook_call_started(w, store_hooks_load(w->store, w->load_mark, w->load_all, on_loaded, w), "endpoints");
+	w->loading = webhook_call_started(
+		w, store_hooks_load(w->store, w->load_mark, w->load_all, on_loaded, w), "endpoints");
 	if (w->loading)
 		w->load_all = false;
 	else

@@ -33,8 +33,9 @@ static void say_disabled(const struct target *t)
 {
 	if (t->of_api)
 		log_warning("webhook.disabled", K_WORD("endpoint", t->name),
-			K_TEXT("hint", "nothing more is sent to it until it is enabled again; its owner is told"
-				       " why by GET /webhook/webhooks/{id}"));
+			K_TEXT("hint",
+				"nothing more is sent to it until it is enabled again; its owner is told"
+				" why by GET /webhook/webhooks/{id}"));
 	else
 		log_error("webhook.disabled", K_WORD("endpoint", t->name),
 			K_TEXT("hint", "it answered 410 or failed for five days; nothing more is sent"

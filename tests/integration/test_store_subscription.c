@@ -1,6 +1,6 @@
 /*
- * test_store_subscription - the SQL of endpoints of the API against a real Postgres: who is fanned out to, changes that are seen,
- * what a late record may not bring back, redelivery, and two applications apart.
+ * test_store_subscription - the SQL of endpoints of the API against a real Postgres: who is fanned out to,
+ * changes that are seen, what a late record may not bring back, redelivery, and two applications apart.
  */
 #include "service/store_webhook_endpoint.h"
 
@@ -64,7 +64,8 @@ static void setup(void)
 	char url[500], name[] = "one";
 	uint8_t home[16] = {1};
 	world_open();
-	ck_assert_msg(pgsync_connect(pgcluster_url(world.cluster, ""), "test", &sync_conn, &f) == 0, "%s", f.text);
+	ck_assert_msg(
+		pgsync_connect(pgcluster_url(world.cluster, ""), "test", &sync_conn, &f) == 0, "%s", f.text);
 	if (!migrated)
 		ck_assert_msg(migrations_apply(sync_conn, &from, &f) == 0, "%s", f.text);
 	migrated = true;
@@ -116,7 +117,8 @@ static void on_hooks(void *arg, int code, const struct store_hook *v, size_t n)
 	told.hook = v[0];
 	snprintf(told.url, sizeof told.url, "%s", v[0].url);
 	snprintf(told.events, sizeof told.events, "%s", v[0].events);
-	snprintf(told.reason, sizeof told.reason, "%s", v[0].disabled_reason != NULL ? v[0].disabled_reason : "");
+	snprintf(told.reason, sizeof told.reason, "%s",
+		v[0].disabled_reason != NULL ? v[0].disabled_reason : "");
 	copy_bytes(told.secret, v[0].secret, v[0].secret_len);
 	copy_bytes(told.previous, v[0].previous_secret, v[0].previous_secret_len);
 }
@@ -181,8 +183,15 @@ static size_t await(int started)
 
 static size_t insert(const char *id, const char *application, const char *events, unsigned limit)
 {
-	const struct store_hook h = {.endpoint_id = id, .application_id = application, .url = "https://a.test/", .unified_api = "vault",
-		.description = "", .events = events, .public_key = "whpk_x", .secret = "first", .secret_len = 5};
+	const struct store_hook h = {.endpoint_id = id,
+		.application_id = application,
+		.url = "https://a.test/",
+		.unified_api = "vault",
+		.description = "",
+		.events = events,
+		.public_key = "whpk_x",
+		.secret = "first",
+		.secret_len = 5};
 	return await(store_hook_insert(store, &h, limit, on_hooks, NULL));
 }
 
@@ -193,9 +202,11 @@ static size_t update(const char *application, const char *id, const struct store
 
 static void event(const char *type, const char *application, const char *entity_type, const char *entity_id)
 {
-	char *text = mem_printf("INSERT INTO refreshd.event (event_id, application_id, event_type, entity_id, entity_type, entity, occurred_at)"
-				" VALUES (gen_random_uuid(), '%s', '%s', '%s', '%s', '{}', clock_timestamp())",
-		application, type, entity_id, entity_type);
+	char *text =
+		mem_printf("INSERT INTO refreshd.event (event_id, application_id, event_type, entity_id, "
+			   "entity_type, entity, occurred_at)"
+			   " VALUES (gen_random_uuid(), '%s', '%s', '%s', '%s', '{}', clock_timestamp())",
+			application, type, entity_id, entity_type);
 	sql(text);
 	mem_free(text);
 }
@@ -221,8 +232,14 @@ static size_t claim(const char *id)
 
 static size_t record(const char *id, bool delivered, bool gone)
 {
-	struct store_attempt a = {.endpoint_id = id, .attempt = told.deliveries[0].attempt, .status = delivered ? 200 : gone ? 410 : 500,
-		.error = delivered ? NULL : "http_status", .delivered = delivered, .gone = gone,
+	struct store_attempt a = {.endpoint_id = id,
+		.attempt = told.deliveries[0].attempt,
+		.status = delivered ? 200
+			  : gone    ? 410
+				    : 500,
+		.error = delivered ? NULL : "http_status",
+		.delivered = delivered,
+		.gone = gone,
 		.next_due_at = delivered || gone ? NEVER : sys_wall_us() + 3600 * US_PER_S};
 	memcpy(a.event_id, told.deliveries[0].event_id, 16);
 	return await(store_record_attempts(store, &a, 1, FIVE_DAYS_US, on_number, NULL));
@@ -230,7 +247,11 @@ static size_t record(const char *id, bool delivered, bool gone)
 
 static size_t redeliver(const char *application, bool all, unsigned limit)
 {
-	const struct store_redeliver q = {.application_id = application, .endpoint_id = ID1, .to = NEVER, .delivered_too = all, .limit = limit};
+	const struct store_redeliver q = {.application_id = application,
+		.endpoint_id = ID1,
+		.to = NEVER,
+		.delivered_too = all,
+		.limit = limit};
 	return await(store_redeliver(store, &q, on_redelivered, NULL));
 }
 
@@ -244,8 +265,10 @@ static size_t load(int64_t mark, bool force)
 /* The patterns in SQL and in C say the same of every type. */
 START_TEST(patterns_mean_what_they_mean_in_the_configuration)
 {
-	static const char *const patterns[] = {"*", "vault.*", "vault.connection.*", "vault.connection.token_refresh.*", CREATED, "refreshd.*",
-		"vault.conn*", "vault", "*.created", ".*", "vault.connection.created.*", "VAULT.*", "vault_connection.*", "%", "vault.connection._pdated"};
+	static const char *const patterns[] = {"*", "vault.*", "vault.connection.*",
+		"vault.connection.token_refresh.*", CREATED, "refreshd.*", "vault.conn*", "vault",
+		"*.created", ".*", "vault.connection.created.*", "VAULT.*", "vault_connection.*", "%",
+		"vault.connection._pdated"};
 	for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
 		sql("TRUNCATE refreshd.event, refreshd.delivery, refreshd.webhook_endpoint");
 		ck_assert_uint_eq(insert(ID1, "app1", patterns[i], 50), 1);
@@ -255,7 +278,8 @@ START_TEST(patterns_mean_what_they_mean_in_the_configuration)
 			want += event_type_matches(&patterns[i], 1, (enum event_type)t);
 		}
 		ck_assert_uint_eq(fan_out(), EVENT_TYPE_COUNT - 1);
-		ck_assert_msg(deliveries_of(ID1) == want, "%s: %ld, not %ld", patterns[i], deliveries_of(ID1), want);
+		ck_assert_msg(deliveries_of(ID1) == want, "%s: %ld, not %ld", patterns[i], deliveries_of(ID1),
+			want);
 	}
 }
 END_TEST
@@ -357,10 +381,13 @@ START_TEST(a_rotation_keeps_the_secret_before_it_for_a_while)
 	insert(ID1, "app1", "*", 50);
 	ck_ok(buf_puts(&secret, "second"));
 	int64_t now = sys_wall_us();
-	ck_assert_uint_eq(await(store_hook_rotate(store, "app1", ID1, &secret, "whpk_2", 3600 * US_PER_S, on_hooks, NULL)), 1);
+	ck_assert_uint_eq(await(store_hook_rotate(
+				  store, "app1", ID1, &secret, "whpk_2", 3600 * US_PER_S, on_hooks, NULL)),
+		1);
 	ck_assert_str_eq(told.secret, "second");
 	ck_assert_str_eq(told.previous, "first");
-	ck_assert(told.hook.previous_until > now + 3500 * US_PER_S && told.hook.previous_until < now + 3700 * US_PER_S);
+	ck_assert(told.hook.previous_until > now + 3500 * US_PER_S &&
+		  told.hook.previous_until < now + 3700 * US_PER_S);
 	await(store_hook_rotate(store, "app1", ID1, &secret, "whpk_3", 0, on_hooks, NULL));
 	ck_assert_str_eq(told.previous, "");
 	ck_assert_int_eq(told.hook.previous_until, 0);
@@ -370,7 +397,8 @@ END_TEST
 
 START_TEST(off_says_why_and_on_forgets_it)
 {
-	const struct store_hook_change on = {.status = "enabled"}, off = {.status = "disabled"}, words = {.description = "x", .events = CREATED};
+	const struct store_hook_change on = {.status = "enabled"}, off = {.status = "disabled"},
+				       words = {.description = "x", .events = CREATED};
 	insert(ID1, "app1", "*", 50);
 	event(FAILED, "app1", "Connection", "app1+c");
 	fan_out();
@@ -382,7 +410,8 @@ START_TEST(off_says_why_and_on_forgets_it)
 	update("app1", ID1, &off);
 	ck_assert_str_eq(told.reason, "gone");
 	update("app1", ID1, &on);
-	ck_assert(told.hook.disabled_at == 0 && told.hook.failing_since == 0 && told.hook.last_failure_at != 0);
+	ck_assert(
+		told.hook.disabled_at == 0 && told.hook.failing_since == 0 && told.hook.last_failure_at != 0);
 	update("app1", ID1, &off);
 	ck_assert_str_eq(told.reason, "requested");
 }
@@ -401,7 +430,8 @@ START_TEST(a_late_record_does_not_bring_a_deleted_endpoint_back)
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.webhook_endpoint"), 0);
 	/* one of the configuration has no row until its first record */
 	ck_assert_uint_eq(record("config:ops", false, false), 0);
-	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE application_id IS NULL"), 1);
+	ck_assert_int_eq(
+		number("SELECT count(*) FROM refreshd.webhook_endpoint WHERE application_id IS NULL"), 1);
 }
 END_TEST
 
@@ -458,7 +488,8 @@ END_TEST
 
 START_TEST(the_log_is_the_application_s_own)
 {
-	struct store_delivery_log q = {.application_id = "app1", .before = NEVER, .before_endpoint = "", .limit = 16};
+	struct store_delivery_log q = {
+		.application_id = "app1", .before = NEVER, .before_endpoint = "", .limit = 16};
 	static const char *const every[] = {FAILED, CREATED};
 	const struct store_endpoint ops = {"config:ops", "*", every, 2};
 	insert(ID1, "app1", "*", 50);

@@ -1,6 +1,7 @@
 /*
- * test_subscription - endpoints of the API in the webhook service, in virtual time: who gets what, both kinds of signatures,
- * rotation, which addresses are reached, changes by another daemon, and the check of a new endpoint.
+ * test_subscription - endpoints of the API in the webhook service, in virtual time: who gets what, both kinds
+ * of signatures, rotation, which addresses are reached, changes by another daemon, and the check of a new
+ * endpoint.
  *
  * Signatures are verified with libcrypto from the public key alone, not by the code that made them.
  */
@@ -61,7 +62,9 @@ static struct conf *make_conf(const char *options)
 	char dir[] = "/tmp/refreshd-hooks-XXXXXX";
 	ck_assert(mkdtemp(dir) != NULL);
 	char *yaml = mem_printf("%s/c.yaml", dir), *ring = mem_printf("%s/keyring", dir);
-	char *text = mem_printf("instance: sim\nstate_dir: %s\ndatabase: {url: \"postgresql:///x\"}\nkeyring_file: %s\n%s\n", dir, ring, options);
+	char *text = mem_printf(
+		"instance: sim\nstate_dir: %s\ndatabase: {url: \"postgresql:///x\"}\nkeyring_file: %s\n%s\n",
+		dir, ring, options);
 	write_file(ring, "k1 AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n");
 	write_file(yaml, text);
 	struct conf *c = NULL;
@@ -147,7 +150,8 @@ static void setup(void)
 	ck_ok(httpc_new(t.loop, NULL, &p, &t.httpc, &f));
 	fake_httpc_on_request(t.httpc, on_request, NULL);
 	ck_ok(webhook_new(t.loop, t.store, t.httpc, &t.webhook, &f));
-	t.answer = (struct fake_answer){.result = HTTPC_COMPLETE, .status = 200, .after_us = US_PER_MS, .address = "8.8.8.8"};
+	t.answer = (struct fake_answer){
+		.result = HTTPC_COMPLETE, .status = 200, .after_us = US_PER_MS, .address = "8.8.8.8"};
 	use("");
 	make_keys(&t.keys, &t.sealed);
 	make_keys(&t.old, &t.sealed_old);
@@ -274,7 +278,8 @@ START_TEST(its_application_s_events_come_with_both_signatures)
 {
 	subscribe("https://a.test/hook");
 	poll_now();
-	unsigned other = post(EVENT_REFRESH_FAILED, "app2"), unwanted = post(EVENT_CREATED, "app1"), all = post(EVENT_PROVIDER_FAILING, "*");
+	unsigned other = post(EVENT_REFRESH_FAILED, "app2"), unwanted = post(EVENT_CREATED, "app1"),
+		 all = post(EVENT_PROVIDER_FAILING, "*");
 	ck_assert_uint_eq(t.n_got, 0);
 	unsigned e = post(EVENT_REFRESH_FAILED, "app1");
 	ck_assert_uint_eq(t.n_got, 1);
@@ -282,7 +287,8 @@ START_TEST(its_application_s_events_come_with_both_signatures)
 	ck_assert(hmac_fits(&t.keys) && ed25519_fits(&t.keys) && apideck_fits(&t.keys));
 	ck_assert(!hmac_fits(&t.old) && !ed25519_fits(&t.old));
 	ck_assert(fake_outbox_delivery(t.store, e, ID)->delivered);
-	ck_assert(fake_outbox_delivery(t.store, other, ID) == NULL && fake_outbox_delivery(t.store, unwanted, ID) == NULL);
+	ck_assert(fake_outbox_delivery(t.store, other, ID) == NULL &&
+		  fake_outbox_delivery(t.store, unwanted, ID) == NULL);
 	ck_assert(fake_outbox_delivery(t.store, all, ID) == NULL);
 }
 END_TEST
@@ -359,8 +365,10 @@ START_TEST(urls_must_be_https)
 	struct conf *tests = make_conf("insecure_http: loopback");
 	for (size_t i = 0; i < sizeof urls / sizeof *urls; i++) {
 		struct fault f = {0};
-		ck_assert_msg((webhook_check_url(t.conf, urls[i].url, &f) == 0) == urls[i].safe, "%s", urls[i].url);
-		ck_assert_msg((webhook_check_url(tests, urls[i].url, &f) == 0) == urls[i].tests, "%s", urls[i].url);
+		ck_assert_msg(
+			(webhook_check_url(t.conf, urls[i].url, &f) == 0) == urls[i].safe, "%s", urls[i].url);
+		ck_assert_msg(
+			(webhook_check_url(tests, urls[i].url, &f) == 0) == urls[i].tests, "%s", urls[i].url);
 	}
 	conf_unref(tests);
 }
@@ -438,7 +446,8 @@ START_TEST(a_secret_that_cannot_be_opened_lets_events_wait)
 	ck_assert_uint_eq(t.n_got, 0);
 	ck_assert(!fake_outbox_delivery(t.store, e, OTHER_ID)->done);
 	ck_assert_uint_eq(logged("webhook.endpoint_unusable"), 1);
-	use(""); /* with another keyring it may open: it is tried again, although nothing changed in the database */
+	use(""); /* with another keyring it may open: it is tried again, although nothing changed in the
+		    database */
 	poll_now();
 	ck_assert_uint_eq(logged("webhook.endpoint_unusable"), 2);
 }
