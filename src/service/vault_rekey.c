@@ -57,6 +57,21 @@ static const struct pgstmt SQL_PUT_SETTINGS = {
 	" AS r (slot, connection_id, unused, unused2, unused3, a, was)"
 	" WHERE n.slot = r.slot AND n.connection_id = r.connection_id AND n.settings = r.was AND r.a IS NOT NULL",
 };
+/* An endpoint has no slot. A rotation changes the secret and the previous one together, so the bytes of the first fence both. */
+static const struct pgstmt SQL_HOOKS = {
+	"rekey_hooks",
+	"WITH w AS MATERIALIZED (SELECT * FROM refreshd.webhook_endpoint w WHERE w.application_id IS NOT NULL"
+	" AND (" OTHER_KEY("w.secret") " OR " OTHER_KEY("w.previous_secret") "))"
+	" SELECT 0::smallint, w.endpoint_id::uuid, 0::bigint, false, 0::bigint, ''::text, w.secret, w.previous_secret FROM w"
+	" WHERE (0::smallint, w.endpoint_id::uuid) > ($1::smallint, $2::uuid) ORDER BY w.endpoint_id::uuid LIMIT $4",
+};
+static const struct pgstmt SQL_PUT_HOOKS = {
+	"rekey_put_hooks",
+	"UPDATE refreshd.webhook_endpoint w SET secret = coalesce(r.a, w.secret), previous_secret = coalesce(r.b, w.previous_secret)"
+	" FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::text[], $6::bytea[], $7::bytea[], $8::bytea[])"
+	" AS r (slot, endpoint_id, unused, unused2, unused3, a, b, was)"
+	" WHERE w.endpoint_id = r.endpoint_id::text AND w.secret = r.was",
+};
 static const struct pgstmt SQL_ORPHANS = {
 	"rekey_orphans",
 	"SELECT o.slot, o.connection_id, o.token_version, false, o.attempt_id, o.kind, o.access_token, o.refresh_token, o.raw_reply"
@@ -85,7 +100,8 @@ static const struct pgstmt SQL_COUNTS = {
 	COUNT_OF("credential", "refresh_token") " UNION ALL " COUNT_OF("credential", "previous_refresh_token") " UNION ALL "
 	COUNT_OF("credential", "captured") " UNION ALL " COUNT_OF("connection", "settings") " UNION ALL "
 	COUNT_OF("orphan_token", "access_token") " UNION ALL " COUNT_OF("orphan_token", "refresh_token") " UNION ALL "
-	COUNT_OF("orphan_token", "raw_reply") ") x GROUP BY col, key ORDER BY col, key",
+	COUNT_OF("orphan_token", "raw_reply") " UNION ALL " COUNT_OF("webhook_endpoint", "secret") " UNION ALL "
+	COUNT_OF("webhook_endpoint", "previous_secret") ") x GROUP BY col, key ORDER BY col, key",
 };
 
 struct target {
@@ -102,6 +118,7 @@ static const struct target targets[] = {
 	{ &SQL_CREDENTIALS, &SQL_PUT_CREDENTIALS, false, false, 4,
 		{ { SEAL_ACCESS_TOKEN, true }, { SEAL_REFRESH_TOKEN, true }, { SEAL_PREVIOUS_REFRESH_TOKEN, true }, { SEAL_CAPTURED, false } } },
 	{ &SQL_SETTINGS, &SQL_PUT_SETTINGS, true, false, 1, { { SEAL_SETTINGS, false } } },
+	{ &SQL_HOOKS, &SQL_PUT_HOOKS, true, false, 2, { { SEAL_WEBHOOK_SECRET, false }, { SEAL_WEBHOOK_SECRET, false } } },
 	/* An orphan's tokens were sealed to become the credential's. */
 	{ &SQL_ORPHANS, &SQL_PUT_ORPHANS, false, true, 3,
 		{ { SEAL_ACCESS_TOKEN, true }, { SEAL_REFRESH_TOKEN, true }, { SEAL_RAW_REPLY, true } } },

@@ -357,6 +357,25 @@ def again(tap, world):
 	tap.equal("the daemon ends well", v.stop(), 0)
 
 
+def rekeyed(tap, world):
+	sink = world.sink
+	v, c, _ = open_vault(world, "rekeyed", sink)
+	old = create(c, sink, "/rekeyed").data
+	new = c.post(HOOKS + "/" + old["id"] + "/rotate-secret").data
+	v.stop()
+	fresh = "k9 " + base64.b64encode(os.urandom(32)).decode() + "\n"
+	v.write("keyring", fresh + v.keyring)
+	v.ctl("rekey")
+	v.write("keyring", fresh)
+	tap.equal("both secrets are under the first key", v.sql("SELECT count(*) FROM refreshd.webhook_endpoint WHERE"
+		" substring(secret FROM 1 FOR 4) = '\\x01026b39' AND substring(previous_secret FROM 1 FOR 4) = '\\x01026b39'"), "1")
+	v.start()
+	connect(world, c, "c1")
+	got = wait_events(sink, "/rekeyed", 1)[0]
+	tap.check("and sign without the old key", hmac_fits(got, old["secret"]) and hmac_fits(got, new["secret"]) and
+		ed25519_fits(world, got, old["public_key"]) and ed25519_fits(world, got, new["public_key"]), got)
+
+
 def stopped(tap, world):
 	sink = world.sink
 	v, c, _ = open_vault(world, "stopped", sink)
@@ -387,7 +406,7 @@ def main():
 	with World("subs", realms=["a"]) as world:
 		world.sink = Sink(world.dir)
 		try:
-			tap.run([life, refused, rotation, again, stopped], world)
+			tap.run([life, refused, rotation, again, rekeyed, stopped], world)
 		finally:
 			world.sink.close()
 	return tap.finish()
