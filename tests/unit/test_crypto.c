@@ -804,6 +804,36 @@ START_TEST(ed25519_signs)
 }
 END_TEST
 
+/* RFC 8032 7.1, test 1 */
+START_TEST(ed25519_from_a_seed_signs_as_the_rfc_says)
+{
+	uint8_t seed[32], want_public[32], want[64], public[32];
+	struct signer *s = NULL;
+	struct buf out = BUF_INIT(64);
+
+	ck_ok(str_hex_parse("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60", 64, seed, 32));
+	ck_ok(str_hex_parse("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a", 64,
+		want_public, 32));
+	ck_ok(str_hex_parse("e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e065224901555fb8821590a33bac"
+			    "c61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b",
+		128, want, 64));
+	ck_ok(signer_from_seed(seed, &s));
+	ck_ok(signer_public(s, public));
+	ck_assert_mem_eq(public, want_public, 32);
+	ck_ok(signer_sign(s, "", 0, &out));
+	ck_assert_uint_eq(out.len, 64);
+	ck_assert_mem_eq(out.data, want, 64);
+	signer_unref(s);
+	buf_fini(&out);
+	EVP_PKEY *key = new_key("EC", "P-256", 0);
+	write_key(key, PEM_PKCS8);
+	s = load(SIGN_ES256);
+	ck_assert_int_eq(signer_public(s, public), ST_INVALID);
+	signer_unref(s);
+	EVP_PKEY_free(key);
+}
+END_TEST
+
 START_TEST(keys_that_do_not_fit_are_refused)
 {
 	EVP_PKEY *key = new_key("EC", "P-384", 0);
@@ -902,6 +932,7 @@ Suite *unit_suite(void)
 	unit_add(tc, es256_signatures_are_raw);
 	unit_add(tc, rs256_signs);
 	unit_add(tc, ed25519_signs);
+	unit_add(tc, ed25519_from_a_seed_signs_as_the_rfc_says);
 	unit_add(tc, keys_that_do_not_fit_are_refused);
 	unit_add(tc, files_without_a_usable_private_key_are_refused);
 	unit_add(tc, a_signature_that_fails_leaves_the_buffer);
