@@ -151,15 +151,6 @@ write_init() {
 	cat >"$state/init" <<-X
 		#!/bin/bash
 		set -e
-		# pivot_root wants a root that is a mount point, which the root of a chroot need not be.
-		if awk '\$5 == "/" { found = 1 } END { exit !found }' /proc/self/mountinfo; then exec bash "$state/init2"; fi
-		mount --rbind / "$state/root"
-		cd "$state/root"
-		exec chroot . bash "$state/init2"
-	X
-	cat >"$state/init2" <<-X
-		#!/bin/bash
-		set -e
 		cd "$state"
 		mount -t tmpfs -o mode=755 tmpfs over
 		mkdir over/up over/work over/root
@@ -187,13 +178,16 @@ write_init() {
 		cp -r "$state/units/." etc/systemd/system/
 		cp "$state/payload/"* opt/sdtest/
 		cp -r "$state/etc/." etc/refreshd/
-		pivot_root . .old
-		cd /
-		umount -l /.old
-		# In a container PID 1 leaves this to us, and LoadCredential needs it.
-		mount --make-rshared /
-		exec env -i container=refreshd-test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --unit=sdtest.target \
-			--log-target=journal --log-level=info --show-status=0
+		# In a chroot, pivot_root and user namespaces are refused: entering our own mount namespace leads to its real root.
+		exec nsenter --mount=proc/self/ns/mnt --wd=. bash -c '
+			set -e
+			pivot_root . .old
+			cd /
+			umount -l /.old
+			# In a container PID 1 leaves this to us, and LoadCredential needs it.
+			mount --make-rshared /
+			exec env -i container=refreshd-test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \\
+				--unit=sdtest.target --log-target=journal --log-level=info --show-status=0'
 	X
 }
 
@@ -205,7 +199,7 @@ find_init() {
 }
 
 boot() {
-	mkdir -p "$state/cg" "$state/root" "$state/over"
+	mkdir -p "$state/cg" "$state/over"
 	mount -t cgroup2 cgroup2 "$state/cg" || return 1
 	mkdir "$state/cg/$name" || return 1
 	(
@@ -251,6 +245,7 @@ ok "the simulator answers" $?
 
 inside systemctl start refreshd
 ok "systemctl start returns when it is ready" $?
+[ "$failed" = 0 ] || bail "the service does not start"
 is active property ActiveState && is running property StatusText && [ "$(inside curl -s http://127.0.0.1:9464/readyz)" = ready ]
 ok "it is active, says running, and /readyz agrees" $?
 
@@ -297,6 +292,7 @@ ok "a good one is taken over" $?
 restarted() {
 	is active property ActiveState && [ "$(property MainPID)" != "$first_pid" ] && is 1 property NRestarts
 }
+[ "$first_pid" -gt 1 ] || bail "no process to stop"
 inside kill -STOP "$first_pid"
 wait_for 60 restarted
 ok "a daemon that hangs is killed by the watchdog and started again" $?
