@@ -299,11 +299,20 @@ static void on_webhooks_drained(void *arg)
 	store_goodbye(d->store, on_goodbye, d);
 }
 
+static void on_calls_ended(void *arg)
+{
+	struct daemon *d = arg;
+	webhook_drain(d->webhook, on_webhooks_drained, d);
+}
+
 static void on_refreshes_drained(void *arg)
 {
 	struct daemon *d = arg;
 	log_info("daemon.refreshes_drained");
-	webhook_drain(d->webhook, on_webhooks_drained, d);
+	if (d->api != NULL)
+		api_finish(d->api, on_calls_ended, d);
+	else
+		on_calls_ended(d);
 }
 
 static void on_drain_deadline(void *arg)

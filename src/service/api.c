@@ -52,6 +52,8 @@ static void call_free(struct api_call *c)
 		c->api->calls = c->next;
 	if (c->next != NULL)
 		c->next->prev = c->prev;
+	if (c->api->calls == NULL && c->api->on_finish != NULL)
+		loop_defer(c->api->loop, &c->api->finished);
 	if (c->state != NULL)
 		c->free_state(c->state);
 	api_match_fini(&c->match);
@@ -370,12 +372,23 @@ static int listen_on(struct api *a, struct fault *f)
 	return 0;
 }
 
+static void on_finished(void *arg)
+{
+	struct api *a = arg;
+	MAGIC_CHECK(a, MAGIC);
+	loop_fn *fn = a->on_finish;
+	a->on_finish = NULL; /* a late call does not finish it again */
+	if (fn != NULL)
+		fn(a->on_finish_arg);
+}
+
 int api_new(struct loop *l, const struct api_parts *p, struct conf *c, struct api **out, struct fault *f)
 {
 	struct api *a = mem_alloc(sizeof *a);
 	*a = (struct api){.magic = MAGIC, .loop = l, .parts = *p, .conf = conf_ref(c)};
 	a->keys = api_keys_new();
 	a->imports = api_imports_new(a);
+	loop_task_init(&a->finished, on_finished, a);
 	a->room = api_room_new(a);
 	declare();
 	int e = listen_on(a, f);
@@ -393,6 +406,8 @@ void api_free(struct api *a)
 		return;
 	MAGIC_CHECK(a, MAGIC);
 	a->draining = true;
+	a->on_finish = NULL;
+	loop_undefer(a->loop, &a->finished);
 	api_room_free(a->room);
 	api_imports_free(a->imports);
 	webhook_end_checks(a->parts.webhook);
@@ -412,6 +427,17 @@ void api_start(struct api *a)
 void api_drain(struct api *a)
 {
 	a->draining = true;
+}
+
+void api_finish(struct api *a, loop_fn *fn, void *arg)
+{
+	a->draining = true;
+	a->on_finish = fn;
+	a->on_finish_arg = arg;
+	api_room_close(a->room);
+	webhook_end_checks(a->parts.webhook);
+	if (a->calls == NULL)
+		loop_defer(a->loop, &a->finished);
 }
 
 int api_set_conf(struct api *a, struct conf *c, struct fault *f)

@@ -33,6 +33,8 @@ int api_new(struct loop *l, const struct api_parts *p, struct conf *c, struct ap
 void api_free(struct api *a); /* NULL is fine; after the store: whoever waits for it is told first */
 void api_start(struct api *a);
 void api_drain(struct api *a); /* what is under way ends, what comes is told to come again elsewhere */
+/* Nothing is refreshed any more: whoever still waits for that is told so. fn when no call is under way. */
+void api_finish(struct api *a, loop_fn *fn, void *arg);
 /* Takes its own reference; the certificate files are read again. A fault: the old certificate stays in use. */
 int api_set_conf(struct api *a, struct conf *c, struct fault *f) MUST_USE;
 uint16_t api_port(const struct api *a); /* 0 for a unix socket */

@@ -138,6 +138,7 @@ struct api_imports *api_imports_new(struct api *a);
 void api_imports_free(struct api_imports *q);
 struct api_room;
 struct api_room *api_room_new(struct api *a);
+void api_room_close(struct api_room *r); /* one more look; whoever would wait on is answered 503 */
 void api_room_free(struct api_room *r); /* whoever waits is answered 503 */
 struct api_baseline { /* a row as it was when the call came */
 	int64_t token_version, attempt_id;
@@ -159,6 +160,9 @@ struct api {
 	struct api_keys *keys;
 	struct api_imports *imports;
 	struct api_room *room;
+	struct loop_task finished; /* runs on_finish */
+	loop_fn *on_finish;	   /* NULL: api_finish was not called */
+	void *on_finish_arg;
 };
 
 /* ---- handlers ---- */

@@ -30,7 +30,7 @@ struct api_room {
 	struct waiting *first;
 	unsigned n;
 	struct loop_timer *timer;
-	bool looking;
+	bool looking, closed;
 };
 
 static void look(void *arg);
@@ -41,6 +41,13 @@ struct api_room *api_room_new(struct api *a)
 	r->api = a;
 	r->timer = loop_timer_new(a->loop, look, r);
 	return r;
+}
+
+void api_room_close(struct api_room *r)
+{
+	r->closed = true;
+	if (r->first != NULL && !r->looking)
+		loop_timer_after(r->timer, 0);
 }
 
 /* Takes *at out of the list and tells its call. */
@@ -88,12 +95,14 @@ static enum verdict judge(const struct waiting *w, const struct store_connection
 
 struct look_call {
 	struct api_room *room;
+	bool last; /* begun when the room was closed */
 	size_t n;
 	struct store_conn_id ids[];
 };
 
 /* True: told, and out of the list. */
-static bool settle_one(struct api_room *r, struct waiting **at, const struct store_connection *k, bool asked)
+static bool settle_one(
+	struct api_room *r, struct waiting **at, const struct store_connection *k, bool asked, bool last)
 {
 	struct waiting *w = *at;
 	enum verdict v = k != NULL ? judge(w, k) : GO_ON;
@@ -101,6 +110,8 @@ static bool settle_one(struct api_room *r, struct waiting **at, const struct sto
 		tell(r, at, ST_NOT_FOUND, false, NULL);
 	else if (v != GO_ON)
 		tell(r, at, 0, v == WELL, k);
+	else if (last)
+		tell(r, at, ST_UNAVAILABLE, false, NULL);
 	else if (sys_mono_us() >= w->deadline)
 		tell(r, at, ST_TIMEOUT, false, k);
 	else
@@ -121,12 +132,12 @@ static void on_looked(void *arg, int code, const struct store_connection *v, siz
 			if (memcmp(v[i].id, w->id.id, 16) == 0)
 				k = &v[i];
 		}
-		if (!settle_one(r, at, k, code == 0 && was_read(w, call->ids, call->n)))
+		if (!settle_one(r, at, k, code == 0 && was_read(w, call->ids, call->n), call->last))
 			at = &w->next;
 	}
 	mem_free(call);
 	if (r->first != NULL)
-		loop_timer_after(r->timer, LOOK_US);
+		loop_timer_after(r->timer, r->closed ? 0 : LOOK_US);
 }
 
 static void look(void *arg)
@@ -136,6 +147,7 @@ static void look(void *arg)
 		return;
 	struct look_call *call = mem_alloc(sizeof *call + r->n * sizeof *call->ids);
 	call->room = r;
+	call->last = r->closed;
 	for (const struct waiting *w = r->first; w != NULL; w = w->next)
 		call->ids[call->n++] = w->id;
 	r->looking = store_connections(r->api->parts.store, call->ids, call->n, true, on_looked, call) == 0;

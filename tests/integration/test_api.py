@@ -380,6 +380,34 @@ def database_away(tap, world):
 	tap.equal("the row is there once", v.count("refreshd.connection"), 1)
 
 
+def drain(tap, world):
+	v, c = open_vault(world, "drain")
+	path = connection_path("a")
+	c.post(path + "/import", body_of(tokens(world)[0]))
+	world.sim.realm("a", delay_ms=1500)
+	with concurrent.futures.ThreadPoolExecutor(2) as pool:
+		answer = pool.submit(c.post, path + "/validate")
+		wait_until("the request to be out", lambda: world.sim.stats("a")["in_flight"] > 0)
+		v.signal(15)
+		wait_until("the drain", lambda: any(x.get("phase") == "draining" for x in v.logged("daemon.phase")))
+		is_error(tap, "a new call while draining", c.get(path), 503, "ServiceUnavailableError")
+		a = answer.result()
+		tap.check("the one that waits is answered", a.status in (200, 503), a)
+	tap.equal("the daemon ends well", v.wait(), 0)
+	world.sim.realm("a", delay_ms=0)
+	tap.equal("what was answered is stored", v.rows()["c1"]["refreshes"], 1)
+	v, c = open_vault(world, "cut")
+	c.post(path + "/import", body_of(tokens(world)[0]))
+	world.sim.realm("a", delay_ms=1000)
+	with concurrent.futures.ThreadPoolExecutor(2) as pool:
+		answer = pool.submit(c.post, path + "/validate")
+		wait_until("the request to be out", lambda: world.sim.stats("a")["in_flight"] > 0)
+		world.pg.stop("immediate")
+		world.pg.start()
+		tap.equal("a wait outlives the database", answer.result().status, 200)
+	world.sim.realm("a", delay_ms=0)
+
+
 # ---------------------------------------------------------------- transport, contract, figures
 
 def transports(tap, world):
@@ -461,7 +489,7 @@ def contract(tap, world):
 	tap.equal("a drain ends well", v.stop(), 0)
 
 
-SCENARIOS = [life, paging, imports, import_wins, one_key_at_once, dead_and_pending, keys_and_headers, isolation, limits, database_away, transports, contract]
+SCENARIOS = [life, paging, imports, import_wins, one_key_at_once, dead_and_pending, keys_and_headers, isolation, limits, database_away, drain, transports, contract]
 
 
 def main():
