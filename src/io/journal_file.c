@@ -25,6 +25,7 @@
 #define SEGMENT_MAGIC "RFDJRNL1"
 #define SEGMENT_VERSION 1u
 #define RECORD_MAGIC 0x314a4652u /* "RFJ1" */
+#define WINDOW_BYTES ((size_t)64 * 1024)
 
 static int real_openat(int dirfd, const char *name, int flags, mode_t mode)
 {
@@ -470,6 +471,60 @@ static int check_version(const struct journal_dir *d, const char *name, int fd, 
 	return 0;
 }
 
+/* A part of the segment in which the next record is looked for. */
+struct window {
+	uint8_t *data; /* WINDOW_BYTES, made when there is damage to get over */
+	uint64_t from, n;
+};
+
+/* Moves *offset to the next place behind it where a record may begin: 1, 0: there is none, -1: errno. */
+static int skip_damage(int fd, struct window *w, uint64_t *offset)
+{
+	if (w->data == NULL)
+		w->data = mem_alloc(WINDOW_BYTES);
+	for (uint64_t at = *offset + 8;; at += 8) {
+		if (at < w->from || at + 8 > w->from + w->n) {
+			ssize_t k = read_at(fd, w->data, WINDOW_BYTES, at);
+			if (k < 0)
+				return -1;
+			w->from = at;
+			w->n = (uint64_t)k;
+			if (k < 8)
+				return 0;
+		}
+		if (get32(w->data + (at - w->from)) != RECORD_MAGIC)
+			continue;
+		*offset = at;
+		return 1;
+	}
+}
+
+static int scan_records(int fd, const struct journal_dir *d, const struct journal_name *name, uint64_t size, journal_scan_fn *fn,
+	void *arg, struct fault *f)
+{
+	struct window w = { .data = NULL };
+	struct buf body;
+	buf_init(&body, JOURNAL_RECORD_MAX);
+	uint64_t offset = JOURNAL_FILE_HEADER;
+	int code = 0, got = 1;
+	while (code == 0 && got > 0) {
+		struct journal_record r;
+		got = read_record(fd, name->number, offset, size, &body, &r);
+		if (got > 0) {
+			offset += journal_record_size(r.n);
+			code = fn(arg, &r);
+		} else if (got == 0) {
+			/* A damaged record must not hide the good ones behind it: each may be all that is left of a token. */
+			got = skip_damage(fd, &w, &offset);
+		}
+		if (got < 0)
+			code = file_fault(f, d, name->name, "read", errno);
+	}
+	mem_free(w.data);
+	buf_fini(&body);
+	return code;
+}
+
 int journal_segment_scan(const struct journal_dir *d, const struct journal_name *name, journal_scan_fn *fn, void *arg, struct fault *f)
 {
 	int fd;
@@ -478,20 +533,8 @@ int journal_segment_scan(const struct journal_dir *d, const struct journal_name 
 	if (code != 0)
 		return code;
 	code = check_version(d, name->name, fd, f);
-	struct buf body;
-	buf_init(&body, JOURNAL_RECORD_MAX);
-	uint64_t offset = JOURNAL_FILE_HEADER;
-	while (code == 0) {
-		struct journal_record r;
-		int got = read_record(fd, name->number, offset, size, &body, &r);
-		if (got < 0)
-			code = file_fault(f, d, name->name, "read", errno);
-		if (got <= 0)
-			break;
-		offset += journal_record_size(r.n);
-		code = fn(arg, &r);
-	}
-	buf_fini(&body);
+	if (code == 0)
+		code = scan_records(fd, d, name, size, fn, arg, f);
 	close(fd);
 	return code;
 }

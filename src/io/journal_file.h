@@ -83,8 +83,8 @@ struct journal_record {
 };
 typedef int journal_scan_fn(void *arg, const struct journal_record *r);
 /*
- * Every valid record up to the first that is not. A negative return of fn stops and is returned. ST_IO when the
- * file cannot be read, ST_NOT_FOUND when it is gone, ST_VERSION when a newer program wrote it.
+ * Every valid record, in order; damage between them is skipped. A negative return of fn stops and is returned. ST_IO
+ * when the file cannot be read, ST_NOT_FOUND when it is gone, ST_VERSION when a newer program wrote it.
  */
 int journal_segment_scan(const struct journal_dir *d, const struct journal_name *name, journal_scan_fn *fn, void *arg, struct fault *f) MUST_USE;
 /* The one record at `offset`; ST_IO when it is not there. `out` is replaced. */
