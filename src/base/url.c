@@ -246,6 +246,9 @@ int url_parse(const char *s, struct url *out, struct fault *f)
 
 void url_fini(struct url *u)
 {
+	/* A query may hold a key. */
+	if (u->scheme != NULL)
+		mem_wipe(u->path, strlen(u->path));
 	mem_free(u->scheme); /* the block of all three */
 	*u = (struct url){.scheme = NULL};
 }

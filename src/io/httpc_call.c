@@ -161,6 +161,9 @@ void httpc_call_free(struct httpc_call *c)
 	list_free(c->headers);
 	list_free(c->resolve);
 	url_fini(&c->url);
+	/* A provider may want the refresh token in the query. */
+	if (c->url_text != NULL)
+		mem_wipe(c->url_text, strlen(c->url_text));
 	mem_free(c->url_text);
 	mem_free(c->ca_file);
 	mem_free(c->cert_file);

@@ -15,6 +15,7 @@
 #include "base/sys.h"
 #include "integration/tlspeer.h"
 #include "io/httpc.h"
+#include "io/httpc_call.h"
 #include "io/loop.h"
 #include "io/resolver.h"
 
@@ -576,6 +577,48 @@ static void expect_invalid(struct ask a, const char *word)
 	ck_assert_uint_eq(httpc_in_flight(h), 0);
 }
 
+/* --- wiping, seen through the allocator: free() of glibc is looked at before it runs */
+
+#if defined(__GLIBC__) && !defined(WITH_SANITIZERS)
+#define CAN_WATCH_FREE 1
+extern void __libc_free(void *p);
+
+static char *watched; /* the block, and the place in it that must be zero when it is freed */
+static const char *watched_place;
+static int watched_state; /* 1: freed and wiped, -1: freed with its bytes */
+
+/* Replaces the allocator's for this program only. */
+void free(void *p)
+{
+	if (p != NULL && p == watched) {
+		watched_state = *watched_place == '\0' ? 1 : -1;
+		watched = NULL;
+	}
+	__libc_free(p);
+}
+
+static int state_after_free(struct httpc_call *c, char *block, const char *place)
+{
+	watched = block;
+	watched_place = place;
+	watched_state = 0;
+	httpc_call_free(c);
+	return watched_state;
+}
+
+START_TEST(a_query_is_wiped_after_use)
+{
+	static const char url[] = "https://a.example/token?refresh_token=SECRET";
+	const struct httpc_request req = { .method = "POST", .url = url, .timeout_us = US_PER_S, .max_reply_bytes = 10 };
+	struct httpc_call *c;
+	ck_ok(httpc_call_new(&req, &c, NULL));
+	ck_assert_int_eq(state_after_free(c, c->url_text, strstr(c->url_text, "SECRET")), 1);
+	ck_ok(httpc_call_new(&req, &c, NULL));
+	ck_assert_int_eq(state_after_free(c, c->url.scheme, strstr(c->url.path, "SECRET")), 1);
+}
+END_TEST
+#endif
+
 START_TEST(bad_requests_are_refused_with_a_reason)
 {
 	static const char *const values[] = { "a\r\nX-Evil: 1", "a\nb", "a\rb", "a\001b", "\177" };
@@ -835,6 +878,9 @@ Suite *unit_suite(void)
 	unit_add(t, a_client_certificate_is_shown_when_there_is_one);
 	unit_add(t, a_refused_address_is_not_used_fresh_or_kept);
 	unit_add(t, of_several_addresses_the_allowed_one_is_used);
+#ifdef CAN_WATCH_FREE
+	unit_add(t, a_query_is_wiped_after_use);
+#endif
 	unit_add(t, bad_requests_are_refused_with_a_reason);
 	unit_add(t, http_is_spoken_only_when_allowed);
 	unit_add(t, a_client_that_cannot_work_is_not_made);
