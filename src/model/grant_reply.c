@@ -451,7 +451,8 @@ static void classify_4xx(int status, bool readable, const struct error *e, struc
 		decide(out, OUTCOME_TRANSIENT, REASON_PROVIDER_ERROR);
 	else if (decide_by_word(m, out))
 		return;
-	else if (status_blames_request(status, readable))
+	/* A dead grant under a status that does not fit it is still about this one connection, not about all. */
+	else if (e->meaning != MEANS_DEAD && status_blames_request(status, readable))
 		decide(out, OUTCOME_CLIENT_BROKEN, REASON_CLIENT_REFUSED);
 	else
 		decide(out, OUTCOME_TRANSIENT, REASON_CLIENT_REFUSED);
