@@ -297,7 +297,7 @@ static bool check_header(
 	static const char chars[] =
 		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~";
 	static const char *const ours[] = { "host", "content-length", "transfer-encoding", "connection",
-		"expect", "te", "trailer", "upgrade" };
+		"expect", "te", "trailer", "upgrade", "keep-alive", "proxy-connection" };
 	const struct conf_node *key = map->keys[i];
 	size_t n = strlen(key->text);
 

@@ -157,7 +157,7 @@ static bool header_is_set(const struct builder *b, const char *name)
 static bool header_is_framing(const char *name)
 {
 	static const char *const words[] = {"Host", "Content-Length", "Transfer-Encoding", "Connection",
-		"Expect", "TE", "Upgrade", "Trailer"};
+		"Expect", "TE", "Upgrade", "Trailer", "Keep-Alive", "Proxy-Connection"};
 
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
 		if (str_eq_nocase(name, strlen(name), words[i]))

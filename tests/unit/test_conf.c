@@ -737,6 +737,8 @@ START_TEST(mistakes_of_a_provider_are_told_with_their_place)
 		{ "headers: {a: \"b\\r\\nX: y\"}", "4:84: headers: control characters" },
 		{ "headers: {a: b, A: c}", "4:87: headers: \"A\" is there already" },
 		{ "headers: {Content-Length: 1}", "4:81: headers: \"Content-Length\" cannot be set" },
+		{ "headers: {Keep-Alive: 1}", "4:81: headers: \"Keep-Alive\" cannot be set" },
+		{ "headers: {proxy-connection: 1}", "4:81: headers: \"proxy-connection\" cannot be set" },
 		{ "headers: {x: \"{capture.h}\"}", "4:80: headers: {capture.h} is not among" },
 		{ "rename_params: {a: \"{settings.x}\"}", "4:90: rename_params: a name cannot hold braces" },
 		{ "rename_params: {a: []}", "4:90: rename_params: expected plain text" },

@@ -329,6 +329,8 @@ START_TEST(headers_are_guarded)
 		{"Host", "evil.example", "cannot be set"},
 		{"content-length", "0", "cannot be set"},
 		{"Transfer-Encoding", "chunked", "cannot be set"},
+		{"keep-alive", "1", "cannot be set"},
+		{"Proxy-Connection", "close", "cannot be set"},
 		{"X Y", "1", "cannot be set"},
 		{"X:Y", "1", "cannot be set"},
 		{"", "1", "cannot be set"},
