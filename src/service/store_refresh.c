@@ -72,7 +72,8 @@ static const struct pgstmt SQL_LOAD = {
 
 /* One statement for every outcome. `f` holds the rows whose fence still stood; everything else follows from it. A
  * row without a fence is `already` when it is exactly in the state that this very result would have left (the COMMIT's
- * answer was lost), else `lost`, and a token in hand becomes an orphan in the same transaction. An import voids the attempt
+ * answer was lost), else `lost`, and a token in hand becomes an orphan in the same transaction - unless the connection was deleted,
+ * which means that its tokens are to be forgotten. An import voids the attempt
  * (attempt_id 0) but leaves our lease, so that nobody presents a token while we do: `x` gives that lease back. */
 static const struct pgstmt SQL_PERSIST = {
 	"refresh_persist",
@@ -106,17 +107,17 @@ static const struct pgstmt SQL_PERSIST = {
 	" WHERE r.event_type IS NOT NULL ON CONFLICT DO NOTHING),"
 	" v AS MATERIALIZED (SELECT r.ord, CASE WHEN f.ord IS NOT NULL THEN 0"
 	" WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version + r.has_token::int AND s.lease_owner IS NULL"
-	" THEN 1 ELSE 2 END AS verdict FROM r LEFT JOIN f USING (ord)"
+	" THEN 1 ELSE 2 END AS verdict, s.connection_id IS NOT NULL AS there FROM r LEFT JOIN f USING (ord)"
 	" LEFT JOIN refreshd.schedule s ON s.slot = r.slot AND s.connection_id = r.connection_id),"
 	" o AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, issued_at, expires_at,"
 	" access_token, refresh_token) SELECT r.slot, r.connection_id, r.attempt_id, 'token', r.token_version + 1, r.issued_at,"
-	" r.expires_at, r.access_token, r.refresh_token FROM r JOIN v USING (ord) WHERE v.verdict = 2 AND r.has_token"
+	" r.expires_at, r.access_token, r.refresh_token FROM r JOIN v USING (ord) WHERE v.verdict = 2 AND v.there AND r.has_token"
 	" ON CONFLICT DO NOTHING),"
 	" x AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL FROM r JOIN v USING (ord)"
 	" WHERE v.verdict = 2 AND s.slot = r.slot AND s.connection_id = r.connection_id AND s.attempt_id = 0 AND s.lease_owner = $32),"
 	" w AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, raw_reply)"
-	" SELECT r.slot, r.connection_id, r.attempt_id, 'raw_reply', r.token_version, r.raw_reply FROM r"
-	" WHERE r.raw_reply IS NOT NULL ON CONFLICT DO NOTHING)"
+	" SELECT r.slot, r.connection_id, r.attempt_id, 'raw_reply', r.token_version, r.raw_reply FROM r JOIN v USING (ord)"
+	" WHERE v.there AND r.raw_reply IS NOT NULL ON CONFLICT DO NOTHING)"
 	" SELECT v.verdict FROM v ORDER BY v.ord",
 };
 

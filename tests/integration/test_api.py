@@ -227,6 +227,7 @@ def import_wins(tap, world):
 	wait_until("the late answer to settle", v.quiet)
 	tap.equal("the late answer does not bring it back", (c.get(path).data["state"], v.count("refreshd.connection"), v.count("refreshd.credential")),
 		("available", 0, 0))
+	tap.equal("and is forgotten with it", v.count("refreshd.orphan_token"), 0)
 
 
 def one_key_at_once(tap, world):
