@@ -120,6 +120,13 @@ static void on_quarantined(void *arg, int code, enum pg_class class, const enum 
 	worked(r);
 }
 
+/* The next snapshot shows what became of the row. */
+static void keep(struct attempt *a)
+{
+	attempt_set_state(a, AT_SETTLING);
+	queue_push(&a->owner->settling, a);
+}
+
 static void on_persisted(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
 {
 	struct persist_batch *b = arg;
@@ -128,8 +135,12 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 	r->persisting--;
 	if (code == 0) {
 		ALWAYS(n == b->n);
-		for (size_t i = 0; i < n; i++)
-			finish(b->v[i], v[i]);
+		for (size_t i = 0; i < n; i++) {
+			if (v[i] == STORE_AGAIN)
+				keep(b->v[i]);
+			else
+				finish(b->v[i], v[i]);
+		}
 		worked(r);
 		mem_free(b);
 		return;

@@ -15,8 +15,8 @@
 #include "service/migrations.h"
 
 #define MAGIC UINT32_C(0x73746f72)
-/* A write confirmed this long ago still counts: three heartbeats, at least this. */
-#define WRITABLE_MIN_US (15 * US_PER_S)
+/* A write confirmed this long ago still counts: three heartbeats. */
+#define WRITABLE_US (3 * STORE_HEARTBEAT_US)
 #define RECHECK_US (2 * US_PER_S)
 #define INSTANCE_ALIVE_S 20
 
@@ -36,7 +36,7 @@ struct store {
 	uint64_t attempts;
 	unsigned live;
 	int64_t last_write_us; /* mono, of the last confirmed write */
-	int64_t writable_for_us;
+	bool schema_fits; /* as of the last check over the present connections */
 	bool heartbeat_in_flight;
 	void (*on_wait)(void *arg, int64_t us);
 	void *on_wait_arg;
@@ -137,12 +137,14 @@ static void watch(struct store *s, const struct pgtx_result *r)
 		s->on_wait(s->on_wait_arg, r->wait_us);
 	if (s->state == STORE_CONNECTING || s->state == STORE_WRONG_SCHEMA || s->state == STORE_FENCED)
 		return;
-	if (r->class == PG_CLASS_RESOURCES)
+	if (r->class == PG_CLASS_RESOURCES) {
 		set_state(s, STORE_FULL, "the database server has no space or memory left");
-	else if (r->class == PG_CLASS_READ_ONLY)
+	} else if (r->class == PG_CLASS_READ_ONLY) {
 		set_state(s, STORE_READ_ONLY, "the database refuses writes: it is read-only");
-	else if (blames_schema(r->sqlstate))
+	} else if (blames_schema(r->sqlstate)) {
+		s->schema_fits = false;
 		set_state(s, STORE_CHECKING, "the schema does not fit any more, or the rights on it");
+	}
 	if (s->state != STORE_READY)
 		look_again(s);
 }
@@ -221,7 +223,8 @@ static void enrol(struct store *s)
 static void judge_version(struct store *s, int version, const char *closed)
 {
 	struct fault f = { 0 };
-	if (version == SCHEMA_VERSION && closed == NULL) {
+	s->schema_fits = version == SCHEMA_VERSION && closed == NULL;
+	if (s->schema_fits) {
 		enrol(s);
 		return;
 	}
@@ -278,6 +281,7 @@ static void on_pool_state(void *arg, bool up, const struct fault *why)
 		return;
 	}
 	loop_timer_stop(s->recheck);
+	s->schema_fits = false;
 	set_state(s, STORE_CONNECTING, why != NULL && why->text[0] != '\0' ? why->text : "no connection to the database");
 }
 
@@ -303,7 +307,8 @@ static void on_heartbeat(void *arg, const struct pgtx_result *r)
 	int64_t live = pgresult_int(&r->results[0], 0, 0);
 	s->live = live < 1 ? 1 : (unsigned)live;
 	s->last_write_us = sys_mono_us();
-	set_state(s, STORE_READY, "");
+	if (s->schema_fits) /* the row of the instance is there in any schema */
+		set_state(s, STORE_READY, "");
 }
 
 void store_heartbeat(struct store *s)
@@ -346,9 +351,6 @@ int store_new(struct loop *l, struct resolver *r, const struct conf *c, const ui
 	*s = (struct store){ .magic = MAGIC, .loop = l, .state = STORE_CONNECTING, .live = 1 };
 	memcpy(s->home, home, sizeof s->home);
 	s->instance = mem_strdup(c->instance);
-	s->writable_for_us = 3 * c->refresh.poll_interval_us;
-	if (s->writable_for_us < WRITABLE_MIN_US)
-		s->writable_for_us = WRITABLE_MIN_US;
 	(void)fault_set(&s->why, ST_UNAVAILABLE, "not connected to the database yet");
 	loop_task_init(&s->report, report_state, s);
 	s->recheck = loop_timer_new(l, check, s);
@@ -402,7 +404,7 @@ const char *store_why(const struct store *s)
 
 bool store_writable(const struct store *s)
 {
-	return s->state == STORE_READY && sys_mono_us() - s->last_write_us < s->writable_for_us;
+	return s->state == STORE_READY && sys_mono_us() - s->last_write_us < WRITABLE_US;
 }
 
 int64_t store_epoch(const struct store *s)

@@ -41,12 +41,14 @@ void store_free(struct store *s);
 void store_on_state(struct store *s, store_state_fn *fn, void *arg);
 enum store_state store_state(const struct store *s);
 const char *store_why(const struct store *s); /* the sentence that went with the last change; "" when READY */
-/* READY, and a write was confirmed in the last 10 s or a heartbeat is not overdue: no token is spent otherwise. */
+/* READY, and a heartbeat was confirmed within the last three: no token is spent otherwise. */
 bool store_writable(const struct store *s);
 int64_t store_epoch(const struct store *s);	     /* ours; 0 before READY */
 int64_t store_previous_epoch(const struct store *s); /* of the same home; 0: none */
 unsigned store_live_instances(const struct store *s);/* at least 1; ourselves included */
-/* The heartbeat; call every poll interval. Also the proof of writability while nothing else is written. */
+/* How often a heartbeat is due at least: others take an instance for dead after 20 s. */
+#define STORE_HEARTBEAT_US (5 * US_PER_S)
+/* Also the proof of writability. */
 void store_heartbeat(struct store *s);
 /* On SIGTERM: tells the others that we are gone, so that they take over at once. Then fn. */
 void store_goodbye(struct store *s, loop_fn *fn, void *arg);

@@ -42,8 +42,9 @@ enum {
 };
 
 /* A lease that ran out with its owner still set was never resolved: its token may have been presented, so the doubt is
- * counted in the same write that takes the row over. The credential is read from the statement's snapshot, the schedule row
- * in its latest version: token_version shows whether both belong together. */
+ * counted in the same write that takes the row over (not behind an import, whose tokens nobody has presented). The credential
+ * is read from the statement's snapshot, the schedule row in its latest version: token_version shows whether both belong
+ * together. */
 static const struct pgstmt SQL_CLAIM = {
 	"refresh_claim",
 	"WITH want AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[])"
@@ -55,7 +56,7 @@ static const struct pgstmt SQL_CLAIM = {
 	" u AS (UPDATE refreshd.schedule s SET attempt_id = c.attempt_id, lease_owner = $5,"
 	" lease_until = now() + $6::bigint * interval '1 microsecond',"
 	" sent_deadline = now() + $7::bigint * interval '1 microsecond',"
-	" doubts = least(s.doubts + (s.lease_owner IS NOT NULL)::int, 1000)"
+	" doubts = least(s.doubts + (s.lease_owner IS NOT NULL AND s.attempt_id <> 0)::int, 1000)"
 	" FROM c WHERE s.slot = c.slot AND s.connection_id = c.connection_id"
 	" RETURNING s.slot, s.connection_id, s.attempt_id, s.token_version, s.due_at, s.doubts) "
 	CLAIMED_COLUMNS
@@ -72,9 +73,11 @@ static const struct pgstmt SQL_LOAD = {
 
 /* One statement for every outcome. `f` holds the rows whose fence still stood; everything else follows from it. A
  * row without a fence is `already` when it is exactly in the state that this very result would have left (the COMMIT's
- * answer was lost), else `lost`, and a token in hand becomes an orphan in the same transaction - unless the connection was deleted,
- * which means that its tokens are to be forgotten. An import voids the attempt
- * (attempt_id 0) but leaves our lease, so that nobody presents a token while we do: `x` gives that lease back. */
+ * answer was lost), else `lost`, and a token in hand becomes an orphan in the same transaction - unless the connection was
+ * deleted, which means that its tokens are to be forgotten. An import voids the attempt (attempt_id 0) but leaves our lease,
+ * so that nobody presents a token while we do: `x` gives that lease back. A fence that stood in the snapshot and not in the
+ * latest version fell while we waited for the row (an import, a deletion, or this very result whose first sending is only
+ * now committed): `again`, because only the next snapshot can tell which. */
 static const struct pgstmt SQL_PERSIST = {
 	"refresh_persist",
 	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[],"
@@ -107,7 +110,8 @@ static const struct pgstmt SQL_PERSIST = {
 	" WHERE r.event_type IS NOT NULL ON CONFLICT DO NOTHING),"
 	" v AS MATERIALIZED (SELECT r.ord, CASE WHEN f.ord IS NOT NULL THEN 0"
 	" WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version + r.has_token::int AND s.lease_owner IS NULL"
-	" THEN 1 ELSE 2 END AS verdict, s.connection_id IS NOT NULL AS there FROM r LEFT JOIN f USING (ord)"
+	" THEN 1 WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL"
+	" THEN 3 ELSE 2 END AS verdict, s.connection_id IS NOT NULL AS there FROM r LEFT JOIN f USING (ord)"
 	" LEFT JOIN refreshd.schedule s ON s.slot = r.slot AND s.connection_id = r.connection_id),"
 	" o AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, issued_at, expires_at,"
 	" access_token, refresh_token) SELECT r.slot, r.connection_id, r.attempt_id, 'token', r.token_version + 1, r.issued_at,"
@@ -117,16 +121,17 @@ static const struct pgstmt SQL_PERSIST = {
 	" WHERE v.verdict = 2 AND s.slot = r.slot AND s.connection_id = r.connection_id AND s.attempt_id = 0 AND s.lease_owner = $32),"
 	" w AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, raw_reply)"
 	" SELECT r.slot, r.connection_id, r.attempt_id, 'raw_reply', r.token_version, r.raw_reply FROM r JOIN v USING (ord)"
-	" WHERE v.there AND r.raw_reply IS NOT NULL ON CONFLICT DO NOTHING)"
+	" WHERE v.there AND v.verdict <> 3 AND r.raw_reply IS NOT NULL ON CONFLICT DO NOTHING)"
 	" SELECT v.verdict FROM v ORDER BY v.ord",
 };
 
 static const struct pgstmt SQL_RELEASE = {
 	"refresh_release",
 	"UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL,"
-	" due_at = coalesce(t.due_at, s.due_at)"
+	" due_at = CASE WHEN s.attempt_id = t.attempt_id THEN coalesce(t.due_at, s.due_at) ELSE s.due_at END"
 	" FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[]) AS t (slot, connection_id, attempt_id, due_at)"
-	" WHERE s.slot = t.slot AND s.connection_id = t.connection_id AND s.attempt_id = t.attempt_id AND s.lease_owner IS NOT NULL",
+	" WHERE s.slot = t.slot AND s.connection_id = t.connection_id AND s.lease_owner IS NOT NULL"
+	" AND (s.attempt_id = t.attempt_id OR (s.attempt_id = 0 AND s.lease_owner = $5))",
 };
 static const struct pgstmt SQL_QUARANTINE = {
 	"refresh_quarantine",
@@ -477,6 +482,7 @@ int store_release(struct store *s, const struct store_release *v, size_t n, stor
 	for (size_t i = 0; i < n; i++)
 		add_time(a, v[i].due_at);
 	pgargs_array_end(a);
+	pgargs_i64(a, store_epoch(s));
 	return send_persist(s, &SQL_RELEASE, a, fn, arg);
 }
 

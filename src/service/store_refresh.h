@@ -87,7 +87,8 @@ struct store_result { /* pointers borrowed for the call */
 	const char *entity_id, *entity; /* JSON from event_entity_build */
 };
 #define STORE_VERDICT_LIST(X) \
-	X(STORE_APPLIED, "applied") X(STORE_ALREADY, "already") X(STORE_LOST, "lost")
+	X(STORE_APPLIED, "applied") X(STORE_ALREADY, "already") X(STORE_LOST, "lost") \
+	X(STORE_AGAIN, "again") /* nothing was done: someone wrote the row at this moment; send it again */
 enum store_verdict {
 #define X(id, word) id,
 	STORE_VERDICT_LIST(X)
@@ -97,7 +98,8 @@ enum store_verdict {
 typedef void store_persist_fn(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n);
 int store_persist(struct store *s, const struct store_result *v, size_t n, store_persist_fn *fn, void *arg) MUST_USE;
 
-/* Gives back claims that were not sent; due_at 0 keeps the row's own. Rows whose attempt is not ours any more are left alone. */
+/* Gives back claims that were not sent; due_at 0 keeps the row's own, and so does an import that voided the attempt. Rows whose
+ * lease is not ours any more are left alone. */
 struct store_release {
 	uint8_t id[16];
 	int64_t attempt_id;

@@ -40,6 +40,7 @@ struct store {
 	unsigned fail_persist, fail_claim;
 	enum pg_class persist_class, claim_class;
 	bool persist_executed, claim_executed, poisoned;
+	unsigned disturbed;
 	uint8_t poison[16];
 	struct fake_store_counts counts;
 };
@@ -291,6 +292,11 @@ void fake_store_poison(struct store *s, const uint8_t id[16])
 	memcpy(s->poison, id, 16);
 }
 
+void fake_store_disturb(struct store *s, unsigned n)
+{
+	s->disturbed = n;
+}
+
 const struct fake_store_counts *fake_store_counts(const struct store *s)
 {
 	return &s->counts;
@@ -390,7 +396,7 @@ static void claim_one(struct store *s, struct answer *a, const struct store_want
 	struct fake_row *r = find(s, w->id);
 	if (r == NULL || r->due_at > w->due_at || r->due_at == TIME_NEVER || !lease_free(r))
 		return;
-	r->doubts += r->owner != 0;
+	r->doubts += r->owner != 0 && r->attempt != 0;
 	r->attempt = w->attempt_id;
 	r->owner = s->epoch;
 	r->lease_until = sys_wall_us() + lease_us;
@@ -523,6 +529,11 @@ int store_persist(struct store *s, const struct store_result *v, size_t n, store
 	}
 	for (size_t i = 0; i < n && execute; i++) {
 		struct fake_row *r = find(s, v[i].id);
+		if (s->disturbed > 0) {
+			s->disturbed--;
+			a->verdicts[i] = STORE_AGAIN;
+			continue;
+		}
 		a->verdicts[i] = r != NULL ? persist_one(s, &v[i], r) : STORE_LOST;
 		s->counts.persisted_rows++;
 	}
@@ -543,10 +554,12 @@ int store_release(struct store *s, const struct store_release *v, size_t n, stor
 	}
 	for (size_t i = 0; i < n; i++) {
 		struct fake_row *r = find(s, v[i].id);
-		if (r == NULL || r->attempt != v[i].attempt_id || r->owner == 0)
+		bool ours = r != NULL && r->attempt == v[i].attempt_id;
+		bool voided = r != NULL && r->attempt == 0 && r->owner == s->epoch;
+		if (r == NULL || r->owner == 0 || (!ours && !voided))
 			continue;
 		r->owner = r->lease_until = 0;
-		if (v[i].due_at != 0)
+		if (ours && v[i].due_at != 0)
 			r->due_at = v[i].due_at;
 	}
 	return 0;

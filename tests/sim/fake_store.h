@@ -54,6 +54,8 @@ void fake_store_set_writable(struct store *s, bool writable);
 /* The next n persists: executed or not, their answer is this class (PG_CLASS_UNKNOWN after a commit that took place). */
 void fake_store_fail_persist(struct store *s, unsigned n, enum pg_class class, bool executed);
 void fake_store_fail_claim(struct store *s, unsigned n, enum pg_class class, bool executed);
+/* The next n results meet someone who writes their row at this very moment. */
+void fake_store_disturb(struct store *s, unsigned n);
 /* A persist that contains this row fails as our own bug. */
 void fake_store_poison(struct store *s, const uint8_t id[16]);
 

@@ -407,6 +407,24 @@ START_TEST(lost_commit_answer_is_found_to_be_there_already)
 }
 END_TEST
 
+START_TEST(row_that_another_writes_just_then_is_written_again)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(300));
+	fake_store_disturb(w->store, 3);
+	ck_assert(world_claim(w, r));
+	world_wait_gone(w, r);
+	ck_assert_int_eq(r->refreshes, 1);
+	ck_assert_int_eq(r->orphans, 0);
+	ck_assert(w->last.refreshed);
+	ck_assert_uint_eq(fake_store_counts(w->store)->persists, 4);
+	ck_assert_uint_eq(world_logged(w, "refresh.fence_lost"), 0);
+	ck_assert_uint_eq(refresh_unsettled(w->refresh), 0);
+	ck_assert_ptr_null(fake_journal_open_record(0, NULL, NULL));
+	world_end(w);
+}
+END_TEST
+
 START_TEST(replay_waits_for_a_database_that_is_away)
 {
 	struct world *w = start(STRICT);
@@ -908,6 +926,23 @@ START_TEST(import_during_the_flight_wins)
 }
 END_TEST
 
+START_TEST(lease_that_ran_out_behind_an_import_is_no_doubt)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(300));
+	r->owner = 3; /* another instance died with it */
+	r->attempt = 99;
+	r->lease_until = sys_wall_us() + SECONDS(10);
+	fake_store_import(w->store, r, "rt-c1-0", sys_wall_us(), sys_wall_us() + SECONDS(300));
+	fake_loop_run_for(w->loop, SECONDS(11));
+	w->mode = ANSWER_DEAD;
+	ck_assert(world_claim(w, r));
+	world_wait_gone(w, r);
+	ck_assert_int_eq(r->reason, REASON_INVALID_GRANT);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(import_during_a_refusal_is_not_marked)
 {
 	struct world *w = start(STRICT);
@@ -1103,6 +1138,7 @@ Suite *unit_suite(void)
 	unit_add(t, death_after_the_sync_is_replayed);
 	unit_add(t, death_while_persisting_is_replayed);
 	unit_add(t, lost_commit_answer_is_found_to_be_there_already);
+	unit_add(t, row_that_another_writes_just_then_is_written_again);
 	unit_add(t, replay_waits_for_a_database_that_is_away);
 	unit_add(t, replay_of_a_connection_that_is_gone_is_done);
 	unit_add(t, unreadable_record_stays_and_does_not_stop_the_replay);
@@ -1124,6 +1160,7 @@ Suite *unit_suite(void)
 	unit_add(t, rate_limit_after_expiry_is_a_failure);
 	unit_add(t, provider_breaker_marks_only_those_that_failed);
 	unit_add(t, import_during_the_flight_wins);
+	unit_add(t, lease_that_ran_out_behind_an_import_is_no_doubt);
 	unit_add(t, import_during_a_refusal_is_not_marked);
 	unit_add(t, results_that_come_together_are_written_together);
 	unit_add(t, row_that_cannot_be_written_does_not_hold_up_the_others);

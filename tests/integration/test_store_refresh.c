@@ -1,0 +1,362 @@
+/*
+ * test_store_refresh - the SQL of a refresh against a real Postgres with the real schema, while another session writes the
+ * same row at the same moment; and the states of the store when the schema is not its own any more.
+ *
+ * Not over pgworld.h, whose `struct outcome` and the `enum outcome` of a refresh cannot be in one file.
+ */
+#include "service/store_refresh.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/sys.h"
+#include "integration/pgcluster.h"
+#include "io/pgsync.h"
+#include "io/resolver.h"
+#include "service/migrations.h"
+#include "unit/unit.h"
+
+#define DEADLINE_US (20 * US_PER_S)
+#define LEASE_US (120 * US_PER_S)
+#define TIMEOUT_US (60 * US_PER_S)
+
+/* ---------------------------------------------------------------- world */
+
+static struct pgcluster *cluster; /* one for the program */
+static struct loop *loop;
+static struct resolver *resolver;
+static struct store *store;
+static struct pgsync *other; /* the session that comes in between */
+static bool migrated;
+static uint8_t id[16];
+
+static struct told { /* the answer to one call */
+	bool called;
+	int code;
+	size_t n;
+	enum store_verdict verdict; /* of row 0 */
+	int64_t attempt_id, token_version;
+	int doubts;
+} first, second;
+
+static void end_cluster(void)
+{
+	pgcluster_free(cluster);
+}
+
+static void wait_for(const char *what, bool (*cond)(void *arg), void *arg)
+{
+	int64_t end_us = sys_mono_us() + DEADLINE_US;
+	while (!cond(arg)) {
+		ck_assert_msg(sys_mono_us() < end_us, "waited too long for %s: %s", what, store_why(store));
+		loop_once(loop, 20 * US_PER_MS);
+	}
+}
+
+static void sql(const char *text)
+{
+	struct fault f = { 0 };
+	ck_assert_msg(pgsync_exec(other, text, &f) == 0, "%s: %s", f.text, text);
+}
+
+static long number(const char *query)
+{
+	return strtol(pgcluster_sql(cluster, query), NULL, 10);
+}
+
+static bool is_ready(void *arg)
+{
+	return store_state(arg) == STORE_READY;
+}
+
+static bool is_wrong(void *arg)
+{
+	return store_state(arg) == STORE_WRONG_SCHEMA;
+}
+
+static bool is_told(void *arg)
+{
+	const struct told *t = arg;
+	return t->called;
+}
+
+/* Somebody waits for a row that another transaction has. */
+static bool is_blocked(void *arg)
+{
+	(void)arg;
+	return number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refreshd' AND wait_event_type = 'Lock'") > 0;
+}
+
+static bool both_blocked(void *arg)
+{
+	(void)arg;
+	return number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refreshd' AND wait_event_type = 'Lock'") > 1;
+}
+
+static void open_store(void)
+{
+	struct fault f = { 0 };
+	char instance[] = "one", url[500];
+	const uint8_t home[16] = { 1 };
+	(void)snprintf(url, sizeof url, "%s", pgcluster_url(cluster, ""));
+	const struct conf c = {
+		.instance = instance,
+		.database = { .url = url, .pool_size = 3, .statement_timeout_us = 30 * US_PER_S },
+		.refresh = { .poll_interval_us = 300 * US_PER_S },
+	};
+	ck_assert_msg(store_new(loop, resolver, &c, home, &store, &f) == 0, "%s", f.text);
+	wait_for("the store", is_ready, store);
+}
+
+static void setup(void)
+{
+	struct fault f = { 0 };
+	const struct resolver_params rp = { .timeout_us = 2 * US_PER_S };
+	int from;
+	if (cluster == NULL) {
+		cluster = pgcluster_new();
+		ck_assert_int_eq(atexit(end_cluster), 0);
+	}
+	ck_ok(loop_new(&loop, &f));
+	ck_ok(resolver_new(loop, &rp, &resolver, &f));
+	ck_assert_msg(pgsync_connect(pgcluster_url(cluster, ""), "test", &other, &f) == 0, "%s", f.text);
+	if (!migrated)
+		ck_assert_msg(migrations_apply(other, &from, &f) == 0, "%s", f.text);
+	migrated = true;
+	sql("TRUNCATE refreshd.connection, refreshd.credential, refreshd.schedule, refreshd.orphan_token, refreshd.instance");
+	sql("INSERT INTO refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type,"
+	    " state, health, created_at, updated_at) VALUES (0, '00000000-0000-0000-0000-0000000000a1', 'app', 'c', 'crm', 'sim',"
+	    " 'oauth2', 'callable', 'ok', now(), now());"
+	    "INSERT INTO refreshd.credential (slot, connection_id, token_version, access_token, refresh_token)"
+	    " VALUES (0, '00000000-0000-0000-0000-0000000000a1', 1, 'a', 'r');"
+	    "INSERT INTO refreshd.schedule (slot, connection_id, token_version, due_at, application_id, service_id)"
+	    " VALUES (0, '00000000-0000-0000-0000-0000000000a1', 1, now() - interval '1 s', 'app', 'sim')");
+	memset(id, 0, sizeof id);
+	id[15] = 0xa1;
+	first = second = (struct told){ 0 };
+	open_store();
+}
+
+static void teardown(void)
+{
+	store_free(store);
+	pgsync_free(other);
+	resolver_free(resolver);
+	loop_free(loop);
+}
+
+/* ---------------------------------------------------------------- calls */
+
+static void on_claimed(void *arg, int code, enum pg_class class, const struct store_claimed *v, size_t n)
+{
+	struct told *t = arg;
+	(void)class;
+	*t = (struct told){ .called = true, .code = code, .n = n };
+	if (n == 1) {
+		t->attempt_id = v[0].attempt_id;
+		t->token_version = v[0].token_version;
+		t->doubts = v[0].doubts;
+	}
+}
+
+static void on_verdict(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
+{
+	struct told *t = arg;
+	(void)class;
+	*t = (struct told){ .called = true, .code = code, .n = n, .verdict = n > 0 ? v[0] : STORE_LOST };
+}
+
+static struct told await(struct told *t)
+{
+	wait_for("the answer", is_told, t);
+	ck_assert_int_eq(t->code, 0);
+	struct told answer = *t;
+	*t = (struct told){ 0 };
+	return answer;
+}
+
+static struct told claim(void)
+{
+	struct store_want w = { .attempt_id = store_next_attempt(store), .due_at = sys_wall_us() };
+	memcpy(w.id, id, sizeof w.id);
+	ck_ok(store_claim(store, &w, 1, LEASE_US, TIMEOUT_US, on_claimed, &first));
+	return await(&first);
+}
+
+static void send_result(const struct told *claimed, bool has_token, struct told *to)
+{
+	struct buf access, refresh;
+	buf_init(&access, 100);
+	buf_init(&refresh, 100);
+	ck_ok(buf_append(&access, "A", 1));
+	ck_ok(buf_append(&refresh, "R", 1));
+	struct store_result r = {
+		.attempt_id = claimed->attempt_id,
+		.token_version = claimed->token_version,
+		.due_at = sys_wall_us() + 3600 * US_PER_S,
+		.has_token = has_token,
+		.state = CONN_CALLABLE,
+		.updated_at = sys_wall_us(),
+		.application_id = "app",
+	};
+	memcpy(r.id, id, sizeof r.id);
+	if (has_token) {
+		r.access_token = &access;
+		r.refresh_token = &refresh;
+	}
+	ck_ok(store_persist(store, &r, 1, on_verdict, to));
+	buf_fini(&access);
+	buf_fini(&refresh);
+}
+
+static enum store_verdict persist(const struct told *claimed, bool has_token)
+{
+	send_result(claimed, has_token, &first);
+	return await(&first).verdict;
+}
+
+static void release(int64_t attempt_id, int64_t due_at)
+{
+	struct store_release r = { .attempt_id = attempt_id, .due_at = due_at };
+	memcpy(r.id, id, sizeof r.id);
+	ck_ok(store_release(store, &r, 1, on_verdict, &first));
+	(void)await(&first);
+}
+
+/* As an import does it: newer tokens, the attempt void, the lease left to whoever has it. */
+static void import(void)
+{
+	sql("UPDATE refreshd.schedule SET token_version = 100, due_at = '2030-01-01', attempt_id = 0, doubts = 0;"
+	    "UPDATE refreshd.credential SET token_version = 100, access_token = 'i', refresh_token = 'i'");
+}
+
+/* ---------------------------------------------------------------- tests */
+
+START_TEST(a_result_that_is_sent_again_while_the_first_still_commits_is_no_orphan)
+{
+	for (int has_token = 0; has_token < 2; has_token++) {
+		sql("UPDATE refreshd.schedule SET due_at = now() - interval '1 s'");
+		struct told c = claim();
+		ck_assert_uint_eq(c.n, 1);
+		sql("BEGIN; SELECT 1 FROM refreshd.schedule FOR UPDATE");
+		send_result(&c, has_token, &first);
+		wait_for("the first to wait", is_blocked, NULL);
+		send_result(&c, has_token, &second);
+		wait_for("both to wait", both_blocked, NULL);
+		sql("COMMIT");
+		enum store_verdict a = await(&first).verdict, b = await(&second).verdict;
+		ck_assert_int_eq(a < b ? a : b, STORE_APPLIED);
+		ck_assert_int_eq(a < b ? b : a, STORE_AGAIN);
+		ck_assert_int_eq(persist(&c, has_token), STORE_ALREADY);
+		ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token"), 0);
+	}
+	ck_assert_int_eq(number("SELECT token_version FROM refreshd.credential"), 2);
+}
+END_TEST
+
+START_TEST(an_import_that_commits_while_a_result_waits_gets_its_lease_back)
+{
+	struct told c = claim();
+	sql("BEGIN");
+	import();
+	send_result(&c, true, &first);
+	wait_for("the result to wait", is_blocked, NULL);
+	sql("COMMIT");
+	ck_assert_int_eq(await(&first).verdict, STORE_AGAIN);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token"), 0);
+	ck_assert_int_eq(persist(&c, true), STORE_LOST);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL AND lease_until IS NULL AND attempt_id = 0"), 1);
+	ck_assert_int_eq(persist(&c, true), STORE_LOST);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token"), 1);
+}
+END_TEST
+
+START_TEST(a_connection_that_is_deleted_while_a_result_waits_leaves_nothing)
+{
+	struct told c = claim();
+	sql("BEGIN; DELETE FROM refreshd.schedule");
+	send_result(&c, true, &first);
+	wait_for("the result to wait", is_blocked, NULL);
+	sql("COMMIT");
+	ck_assert_int_eq(await(&first).verdict, STORE_AGAIN);
+	ck_assert_int_eq(persist(&c, true), STORE_LOST);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token"), 0);
+}
+END_TEST
+
+START_TEST(a_lease_behind_an_import_is_released_and_its_due_time_stays)
+{
+	struct told c = claim();
+	import();
+	release(c.attempt_id, sys_wall_us());
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL AND due_at = '2030-01-01'"), 1);
+}
+END_TEST
+
+START_TEST(a_lease_of_another_is_not_released)
+{
+	struct told c = claim();
+	sql("UPDATE refreshd.schedule SET attempt_id = 0, lease_owner = lease_owner + 1");
+	release(c.attempt_id, 0);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NOT NULL"), 1);
+}
+END_TEST
+
+START_TEST(a_lease_that_ran_out_is_a_doubt_unless_an_import_came_in_between)
+{
+	ck_assert_int_eq(claim().doubts, 0);
+	sql("UPDATE refreshd.schedule SET lease_until = now() - interval '1 s'");
+	ck_assert_int_eq(claim().doubts, 1);
+	import();
+	sql("UPDATE refreshd.schedule SET lease_until = now() - interval '1 s', due_at = now() - interval '1 s'");
+	struct told c = claim();
+	ck_assert_uint_eq(c.n, 1);
+	ck_assert_int_eq(c.token_version, 100);
+	ck_assert_int_eq(c.doubts, 0);
+}
+END_TEST
+
+START_TEST(a_heartbeat_does_not_make_a_wrong_schema_fit)
+{
+	sql("INSERT INTO refreshd.schema_version (version) VALUES (999)");
+	sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'refreshd'");
+	wait_for("the check", is_wrong, store);
+	long beats = number("SELECT count(*) FROM refreshd.instance WHERE heartbeat_at > now() - interval '1 hour'");
+	ck_assert_int_eq(beats, 1);
+	sql("UPDATE refreshd.instance SET heartbeat_at = '2000-01-01'");
+	int64_t end_us = sys_mono_us() + DEADLINE_US;
+	while (number("SELECT count(*) FROM refreshd.instance WHERE heartbeat_at > '2000-01-01'") == 0) {
+		ck_assert(sys_mono_us() < end_us);
+		store_heartbeat(store);
+		loop_once(loop, 20 * US_PER_MS);
+	}
+	for (int i = 0; i < 20; i++) {
+		loop_once(loop, 10 * US_PER_MS);
+		ck_assert_int_eq(store_state(store), STORE_WRONG_SCHEMA);
+		ck_assert(!store_writable(store));
+	}
+	sql("DELETE FROM refreshd.schema_version WHERE version = 999");
+	wait_for("the schema to fit again", is_ready, store);
+	ck_assert(store_writable(store));
+}
+END_TEST
+
+Suite *unit_suite(void)
+{
+	Suite *s = suite_create("store_refresh");
+	TCase *c = tcase_create("store_refresh");
+	tcase_add_checked_fixture(c, setup, teardown);
+	tcase_set_timeout(c, 60);
+	unit_add(c, a_result_that_is_sent_again_while_the_first_still_commits_is_no_orphan);
+	unit_add(c, an_import_that_commits_while_a_result_waits_gets_its_lease_back);
+	unit_add(c, a_connection_that_is_deleted_while_a_result_waits_leaves_nothing);
+	unit_add(c, a_lease_behind_an_import_is_released_and_its_due_time_stays);
+	unit_add(c, a_lease_of_another_is_not_released);
+	unit_add(c, a_lease_that_ran_out_is_a_doubt_unless_an_import_came_in_between);
+	unit_add(c, a_heartbeat_does_not_make_a_wrong_schema_fit);
+	suite_add_tcase(s, c);
+	return s;
+}
