@@ -68,7 +68,7 @@ struct daemon {
 	struct health *health;
 	struct health_parts parts;
 	struct store_notice notice;
-	struct loop_timer *tick, *watchdog, *drain_deadline;
+	struct loop_timer *tick, *beat, *watchdog, *drain_deadline;
 	enum phase phase;
 	unsigned live;
 	uint8_t home[16];
@@ -266,16 +266,25 @@ static void on_tick(void *arg)
 	struct daemon *d = arg;
 	MAGIC_CHECK(d, MAGIC);
 	loop_timer_after(d->tick, d->conf->refresh.poll_interval_us);
-	store_heartbeat(d->store);
-	share_budget(d);
 	if (d->phase == PHASE_RUNNING) {
 		webhook_poll(d->webhook);
 		health_poll(d->health);
-	} else if (d->phase == PHASE_REPLAYING && store_state(d->store) == STORE_READY && refresh_replayed(d->refresh)) {
-		recover(d);
 	}
+}
+
+/* Its pace is not the operator's: others judge us by it. */
+static void on_beat(void *arg)
+{
+	struct daemon *d = arg;
+	MAGIC_CHECK(d, MAGIC);
+	int64_t poll = d->conf->refresh.poll_interval_us;
+	loop_timer_after(d->beat, poll < STORE_HEARTBEAT_US ? poll : STORE_HEARTBEAT_US);
+	store_heartbeat(d->store);
+	share_budget(d);
+	if (d->phase == PHASE_REPLAYING && store_state(d->store) == STORE_READY && refresh_replayed(d->refresh))
+		recover(d);
 	if (d->phase != PHASE_RUNNING)
-		notify_extend_timeout(2 * d->conf->refresh.poll_interval_us + 10 * US_PER_S);
+		notify_extend_timeout(4 * STORE_HEARTBEAT_US);
 }
 
 static void on_watchdog(void *arg)
@@ -392,13 +401,16 @@ static void on_reload(void *arg)
 	struct conf_errors errors = { 0 };
 	struct conf *fresh = NULL;
 	struct fault f = { 0 };
-	notify_reloading();
+	bool running = d->phase == PHASE_RUNNING; /* before that, nobody may hear that we are ready */
+	if (running)
+		notify_reloading();
 	if (conf_load(d->conf->path, &fresh, &errors) != 0) {
 		log_errors(&errors);
 		log_error("config.kept", K_COUNT(errors.n), K_TEXT("hint", "the configuration in use is unchanged"));
 		conf_errors_fini(&errors);
 		metrics_inc(M_CONFIG_RELOADS, "refused", NULL);
-		notify_ready();
+		if (running)
+			notify_ready();
 		return;
 	}
 	conf_errors_fini(&errors);
@@ -411,7 +423,8 @@ static void on_reload(void *arg)
 	scheduler_replan(d->scheduler);
 	metrics_inc(M_CONFIG_RELOADS, "applied", NULL);
 	log_notice("config.applied", K_COUNT(d->conf->n_providers));
-	notify_ready();
+	if (running)
+		notify_ready();
 }
 
 /* ---------------------------------------------------------------- build */
@@ -551,6 +564,8 @@ static int wire(struct daemon *d, struct fault *f)
 	store_on_notice(d->store, &d->notice);
 	d->tick = loop_timer_new(d->loop, on_tick, d);
 	loop_timer_after(d->tick, d->conf->refresh.poll_interval_us);
+	d->beat = loop_timer_new(d->loop, on_beat, d);
+	loop_timer_after(d->beat, 0);
 	if (notify_watchdog_interval() > 0) {
 		d->watchdog = loop_timer_new(d->loop, on_watchdog, d);
 		loop_timer_after(d->watchdog, notify_watchdog_interval() / 2);
@@ -578,6 +593,7 @@ static void tear_down(struct daemon *d)
 	journal_close(d->journal);
 	resolver_free(d->resolver);
 	loop_timer_free(d->tick);
+	loop_timer_free(d->beat);
 	loop_timer_free(d->watchdog);
 	loop_timer_free(d->drain_deadline);
 	loop_free(d->loop);

@@ -4,6 +4,7 @@ nothing sent while results could not be kept, and every message must say what an
 import os
 import pwd
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -70,6 +71,62 @@ def states(v):
 
 
 # ---------------------------------------------------------------- away
+
+class Manager:
+	"""What the service manager would be told."""
+
+	def __init__(self, v):
+		path = os.path.join(v.dir, "notify")
+		self.heard = []
+		self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+		self.sock.bind(path)
+		self.sock.setblocking(False)
+		os.environ["NOTIFY_SOCKET"] = path
+
+	def start(self, v, **more):
+		try:
+			v.start(**more)
+		finally:
+			del os.environ["NOTIFY_SOCKET"]
+
+	def has(self, word):
+		while True:
+			try:
+				self.heard += self.sock.recv(4096).decode().split("\n")
+			except BlockingIOError:
+				return any(x.startswith(word) for x in self.heard)
+
+
+def reload_while_away(tap, world):
+	world.sim.realm("early", mode="strict", auth="basic", client_secret=w.CLIENT_SECRET)
+	v = world.vault("early", {"early": {}})
+	world.pg.stop()
+	manager = Manager(v)
+	manager.start(v, ready=False)
+	wait_until("a word about it", lambda: why_not_ready(v) and states(v), 15)
+	v.signal(signal.SIGHUP)
+	wait_until("the reload", lambda: v.logged("config.applied"), 15)
+	if not manager.has("STATUS="):
+		tap.note("built without libsystemd: nobody is told anything")
+		return
+	tap.check("a reload before the start is over does not say that it is ready", not manager.has("READY="), manager.heard)
+	world.pg.start()
+	v.wait_ready(15)
+	wait_until("the word that it is ready", lambda: manager.has("READY=1"), 10)
+	v.signal(signal.SIGHUP)
+	wait_until("the word that it reloads", lambda: manager.has("RELOADING=1"), 10)
+	tap.equal("it stops with 0", v.stop(), 0)
+
+
+def rare_polls(tap, world):
+	"""However rarely it polls: an instance without a heartbeat is dead to the others after 20 s."""
+	world.sim.realm("rare", mode="strict", auth="basic", client_secret=w.CLIENT_SECRET)
+	v = world.vault("rare", {"rare": {}}, refresh={"poll_interval": "5m"})
+	v.start()
+	wait_until("a heartbeat", lambda: v.count("refreshd.instance WHERE heartbeat_at > started_at + interval '1 s'") == 1, 12)
+	tap.check("it goes on writing that it is alive", v.ready())
+	tap.equal("it stops with 0", v.stop(), 0)
+
 
 def away_at_start(tap, world):
 	world.sim.realm("away", mode="strict", at_ttl=3600, auth="basic", client_secret=w.CLIENT_SECRET)
@@ -365,7 +422,7 @@ def journal_disk_full(tap, world):
 		subprocess.run(["umount", v.state_dir], check=True)
 
 
-SCENARIOS = [away_at_start, restarted_under_load, down_with_answers_out, died_with_answers_out, backends_terminated, read_only, wrong_schema,
+SCENARIOS = [away_at_start, reload_while_away, rare_polls, restarted_under_load, down_with_answers_out, died_with_answers_out, backends_terminated, read_only, wrong_schema,
 	lost_rights, disk_full, locked, pgbouncer, journal_refused_at_start, journal_denied, journal_disk_full]
 
 
