@@ -13,6 +13,7 @@
 #include "base/jsonw.h"
 #include "base/mem.h"
 #include "base/str.h"
+#include "base/url.h"
 #include "model/clientauth.h"
 
 #define MAX_PARAMS 64
@@ -84,13 +85,27 @@ static int add_standard(struct builder *b, const char *name, const char *value, 
 	return rc == 0 ? too_long(b, buf_append(&param->value, value, n), wire) : rc;
 }
 
+/* A value that cannot be used is the trouble of the one connection that holds it, like one that is missing. The
+ * definition is not at fault, for which the caller would stop every connection. */
+static int blame_connection(struct builder *b, int rc)
+{
+	if (rc < 0 && b->f != NULL)
+		b->f->code = ST_NOT_FOUND;
+	return rc < 0 ? ST_NOT_FOUND : 0;
+}
+
+static int expand(struct builder *b, const struct template *t, enum template_use use, struct buf *out)
+{
+	return blame_connection(b, template_expand(t, &b->in->vars, use, out, b->f));
+}
+
 /* A configured parameter: the operator's word replaces the protocol's own value. */
 static int add_configured(struct builder *b, const struct named_template *t)
 {
 	struct param *param = find_param(b, t->name);
 	struct buf value = BUF_INIT_SECRET(MAX_VALUE);
 
-	int rc = template_expand(t->value, &b->in->vars, TEMPLATE_VALUE, &value, b->f);
+	int rc = expand(b, t->value, TEMPLATE_VALUE, &value);
 	if (rc < 0) {
 		buf_fini(&value);
 		return fault_wrap(b->f, rc, "provider %s: parameter \"%s\"", b->in->provider->key, t->name);
@@ -203,7 +218,7 @@ static int add_configured_headers(struct builder *b)
 
 	for (size_t i = 0; rc == 0 && i < p->n_headers; i++) {
 		struct buf value = BUF_INIT_SECRET(MAX_VALUE);
-		rc = template_expand(p->headers[i].value, &b->in->vars, TEMPLATE_VALUE, &value, b->f);
+		rc = expand(b, p->headers[i].value, TEMPLATE_VALUE, &value);
 		if (rc < 0)
 			fault_wrap(b->f, rc, "provider %s: header \"%s\"", p->key, p->headers[i].name);
 		else
@@ -324,11 +339,23 @@ static int add_default_headers(struct builder *b)
 	return rc;
 }
 
+/* The configuration has checked the form; what is wrong now came in with a value: its length, or where it stands. */
+static int check_url(struct builder *b)
+{
+	struct url u;
+
+	int rc = blame_connection(b, url_parse(buf_str(&b->req.url), &u, b->f));
+	if (rc < 0)
+		return fault_wrap(b->f, rc, "provider %s: URL", b->in->provider->key);
+	url_fini(&u);
+	return 0;
+}
+
 static int build(struct builder *b)
 {
 	const struct provider *p = b->in->provider;
 
-	int rc = template_expand(provider_refresh_url(p), &b->in->vars, TEMPLATE_URL, &b->req.url, b->f);
+	int rc = expand(b, provider_refresh_url(p), TEMPLATE_URL, &b->req.url);
 	if (rc < 0)
 		return fault_wrap(b->f, rc, "provider %s: URL", p->key);
 	rc = add_grant(b);
@@ -342,7 +369,7 @@ static int build(struct builder *b)
 		rc = add_default_headers(b);
 	if (rc == 0)
 		rc = write_params(b);
-	return rc;
+	return rc == 0 ? check_url(b) : rc;
 }
 
 int grant_build(const struct grant_input *in, struct grant_request *out, struct fault *f)

@@ -39,7 +39,8 @@ struct grant_request {
 	size_t n_headers;
 };
 
-/* ST_NOT_FOUND: a setting is missing (the fault names it). ST_INVALID, ST_CRYPTO, ST_FULL. A configured parameter
+/* ST_NOT_FOUND: a value of the connection is missing or cannot be sent (the fault names it): no other connection is
+ * affected. ST_INVALID, ST_CRYPTO, ST_FULL. A configured parameter
  * replaces the protocol's own of that name, an empty value is left out, and nothing is ever sent twice. Configured
  * headers may replace Accept and Content-Type; those of the transport and a second Authorization are ST_INVALID. */
 int grant_build(const struct grant_input *in, struct grant_request *out, struct fault *f) MUST_USE;

@@ -301,10 +301,34 @@ START_TEST(templates_in_url_params_and_headers)
 	json_object_put(x.in.vars.settings);
 	x.in.vars.settings = json_tokener_parse("{\"subdomain\":\"evil.example/\",\"company\":\"x\"}");
 	grant_request_fini(&x.req);
-	refused(&x, ST_INVALID, "URL");
+	refused(&x, ST_NOT_FOUND, "URL");
 	json_object_put(x.in.vars.settings);
 	x.in.vars.settings = json_tokener_parse("{\"subdomain\":\"a\",\"company\":\"x\\r\\ny\"}");
-	refused(&x, ST_INVALID, "company");
+	refused(&x, ST_NOT_FOUND, "company");
+	done(&x);
+}
+END_TEST
+
+/* ST_INVALID would be a fault of the definition, and stop all others of the provider. */
+START_TEST(a_url_that_a_value_breaks_is_that_connections_trouble)
+{
+	static const char *const bad[] = {"{\"subdomain\":\"-a\"}",
+		"{\"subdomain\":\"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"}"};
+	char token[9000];
+	struct fixture x;
+
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+		setup(&x, "https://{settings.subdomain}.example.com/token", CLIENT_AUTH_NONE);
+		x.in.vars.settings = json_tokener_parse(bad[i]);
+		refused(&x, ST_NOT_FOUND, "URL");
+		done(&x);
+	}
+	setup(&x, "https://as.example/token", CLIENT_AUTH_NONE);
+	x.p->body_format = BODY_QUERY;
+	memset(token, 'r', sizeof(token));
+	x.in.refresh_token = token;
+	x.in.refresh_token_len = sizeof(token);
+	refused(&x, ST_NOT_FOUND, "URL");
 	done(&x);
 }
 END_TEST
@@ -498,6 +522,7 @@ Suite *unit_suite(void)
 	unit_add(t, configured_params_replace_and_never_repeat);
 	unit_add(t, scope_rules);
 	unit_add(t, templates_in_url_params_and_headers);
+	unit_add(t, a_url_that_a_value_breaks_is_that_connections_trouble);
 	unit_add(t, refresh_url_goes_before_token_url);
 	unit_add(t, headers_are_guarded);
 	unit_add(t, limits);
