@@ -50,7 +50,7 @@ struct poller {
 	enum poll_kind kind;
 	struct store_cursor at;
 	int64_t until;
-	unsigned pages; /* left in this round */
+	unsigned pages; /* left in this round of the overdue poll */
 	bool running, whole; /* whole: the last round reached `until` */
 	bool outdated;	     /* what is on its way was asked before everything was forgotten */
 };
@@ -365,7 +365,8 @@ static void on_page(void *arg, int code, const struct store_due *v, size_t n)
 			p->at.due_at = p->until > p->at.due_at ? p->until : p->at.due_at;
 		else
 			p->at = (struct store_cursor){ .due_at = 0 };
-	} else if (--p->pages > 0 && s->entries < MAX_ENTRIES) {
+	} else if ((p->kind == POLL_FORWARD || --p->pages > 0) && s->entries < MAX_ENTRIES) {
+		/* Forward to the horizon in one go: what many wait for in vain must not keep the others from being seen. */
 		next_page(p);
 	}
 }

@@ -118,6 +118,21 @@ def reload_while_away(tap, world):
 	tap.equal("it stops with 0", v.stop(), 0)
 
 
+def crowd_in_front(tap, world):
+	"""Far more rows than one round of pages holds are overdue for a provider that is gone: the others do not wait for the next round."""
+	world.sim.realm("behind", mode="strict", at_ttl=3600, auth="basic", client_secret=w.CLIENT_SECRET)
+	v = world.vault("behind", {"behind": {}}, refresh={"poll_interval": "1m"})
+	v.import_lines(due_now(world.sim.mint("behind", 5)))
+	v.sql("INSERT INTO refreshd.schedule (slot, connection_id, token_version, due_at, application_id, service_id)"
+		" SELECT 1, gen_random_uuid(), 1, now() - interval '1 h', 'app', 'gone' FROM generate_series(1, 120000)")
+	v.start()
+	wait_until("the others to be refreshed", lambda: v.count("refreshd.credential WHERE refreshes = 1") == 5, 20)
+	tap.equal("they are refreshed in the first round", v.count("refreshd.credential WHERE refreshes = 1"), 5)
+	v.sql("DELETE FROM refreshd.schedule WHERE service_id = 'gone'")
+	w.judge_tokens(tap, world.sim, v, "behind")
+	tap.equal("it stops with 0", v.stop(), 0)
+
+
 def rare_polls(tap, world):
 	"""However rarely it polls: an instance without a heartbeat is dead to the others after 20 s."""
 	world.sim.realm("rare", mode="strict", auth="basic", client_secret=w.CLIENT_SECRET)
@@ -422,7 +437,7 @@ def journal_disk_full(tap, world):
 		subprocess.run(["umount", v.state_dir], check=True)
 
 
-SCENARIOS = [away_at_start, reload_while_away, rare_polls, restarted_under_load, down_with_answers_out, died_with_answers_out, backends_terminated, read_only, wrong_schema,
+SCENARIOS = [away_at_start, reload_while_away, crowd_in_front, rare_polls, restarted_under_load, down_with_answers_out, died_with_answers_out, backends_terminated, read_only, wrong_schema,
 	lost_rights, disk_full, locked, pgbouncer, journal_refused_at_start, journal_denied, journal_disk_full]
 
 
