@@ -39,7 +39,10 @@ static const struct ctl_command commands[] = {
 		"Also tries a connection whose grant was found dead. Exit status 0 only when it was refreshed.\n", ctl_refresh },
 	{ "token", "ID [--force]", "print the access token, for scripts",
 		"Refused when it is expired or the connection is not callable, unless --force is given.\n", ctl_token },
-	{ "webhook", "list | test NAME [--timeout 30s] | enable NAME", "webhook endpoints", "", ctl_webhook },
+	{ "webhook", "list | add --app APP --url URL [--event E]... [--description D] | test NAME|ID [--timeout 30s]"
+		" | enable NAME|ID | remove ID", "webhook endpoints",
+		"An endpoint of the configuration is named by its NAME, one of the API by its ID. add makes one of the API for an\n"
+		"application and prints its secret, once, and its public key; without --event it gets all events.\n", ctl_webhook },
 	{ "status", "", "is everything well? exit status 1 when not", "", ctl_status },
 	{ "top", "", "status again and again, on a terminal; q leaves", "", ctl_top },
 	{ "providers", "[NAME]", "providers of the configuration and how their connections are", "", ctl_providers },

@@ -15,13 +15,11 @@
 #include "base/sys.h"
 #include "model/grant_parse.h"
 
-#define EVENTS_MAX 64
 #define TEXT_MAX 500
 #define HOOK_MAX ((size_t)64 * 1024)
 #define LIST_MAX ((size_t)16 * 1024 * 1024)
 #define OVERLAP_DEFAULT_S (24 * 3600)
 #define OVERLAP_MAX_S (30 * 86400)
-#define DEFAULT_API "vault"
 
 struct hook_call {
 	struct json_object *body;
@@ -129,31 +127,23 @@ static const char *take_text(
 	return NULL;
 }
 
-static bool covers_any(const char *pattern)
-{
-	for (int t = EVENT_NONE + 1; t < EVENT_TYPE_COUNT; t++) {
-		if (event_type_matches(&pattern, 1, (enum event_type)t))
-			return true;
-	}
-	return false;
-}
-
 static const char *take_events(struct json_object *body, struct buf *out, struct import_problems *p)
 {
 	struct json_object *v = api_hook_member(body, "events");
 	if (v == NULL)
 		return NULL;
 	size_t n = json_object_get_type(v) == json_type_array ? json_object_array_length(v) : 0;
-	if (n == 0 || n > EVENTS_MAX) {
+	if (n == 0 || n > WEBHOOK_EVENTS_MAX) {
 		api_problem(p, "events", "must be an array of 1 to %d names of events, prefix.* or *",
-			EVENTS_MAX);
+			WEBHOOK_EVENTS_MAX);
 		return NULL;
 	}
 	for (size_t i = 0; i < n; i++) {
 		struct json_object *one = json_object_array_get_idx(v, i);
 		char field[32];
 		(void)snprintf(field, sizeof field, "events[%zu]", i);
-		if (json_object_get_type(one) != json_type_string || !covers_any(json_object_get_string(one)))
+		if (json_object_get_type(one) != json_type_string ||
+			!webhook_event_known(json_object_get_string(one)))
 			api_problem(p, field,
 				"must be a name of an event, prefix.* or *, that covers some event");
 		else
@@ -166,7 +156,7 @@ static const char *take_events(struct json_object *body, struct buf *out, struct
 static const char *take_url(const struct api_call *c, struct json_object *body, struct import_problems *p)
 {
 	struct fault f = {0};
-	const char *url = take_text(body, "delivery_url", 2000, p);
+	const char *url = take_text(body, "delivery_url", WEBHOOK_URL_MAX, p);
 	if (url != NULL && webhook_check_url(c->conf, url, &f) != 0)
 		api_problem(p, "delivery_url", "%.100s", f.text);
 	return url;
@@ -194,7 +184,7 @@ static bool take_body(struct api_call *c, struct hook_call *h, bool created)
 	h->change = (struct store_hook_change){
 		.url = take_url(c, h->body, &p),
 		.unified_api = take_text(h->body, "unified_api", 64, &p),
-		.description = take_text(h->body, "description", TEXT_MAX, &p),
+		.description = take_text(h->body, "description", WEBHOOK_DESCRIPTION_MAX, &p),
 		.events = take_events(h->body, &h->events, &p),
 		.status = take_status(h->body, created, &p),
 	};
@@ -372,7 +362,7 @@ static void on_created(void *arg, int code, const struct store_hook *v, size_t n
 		api_fail_store(c, code);
 	else if (n == 0)
 		api_fail(c, API_CONFLICT,
-			"the application has %u webhook endpoints already, which is the most", API_HOOKS_MAX);
+			"the application has %u webhook endpoints already, which is the most", WEBHOOK_ENDPOINTS_MAX);
 	else
 		reply_created(c, &v[0]);
 }
@@ -387,14 +377,14 @@ static void on_create_checked(void *arg, int status, const char *error)
 		.endpoint_id = h->id,
 		.application_id = c->application,
 		.url = h->change.url,
-		.unified_api = h->change.unified_api != NULL ? h->change.unified_api : DEFAULT_API,
+		.unified_api = h->change.unified_api != NULL ? h->change.unified_api : WEBHOOK_UNIFIED_API,
 		.description = h->change.description != NULL ? h->change.description : "",
 		.events = h->change.events,
 		.public_key = buf_str(&h->public_key),
 		.secret = h->sealed.data,
 		.secret_len = h->sealed.len,
 	};
-	int e = store_hook_insert(c->api->parts.store, &row, API_HOOKS_MAX, on_created, c);
+	int e = store_hook_insert(c->api->parts.store, &row, WEBHOOK_ENDPOINTS_MAX, on_created, c);
 	if (e != 0)
 		api_fail_store(c, e);
 }

@@ -7,8 +7,7 @@
 #include "service/api_priv.h"
 #include "service/store_webhook_endpoint.h"
 #include "service/webhook.h"
-
-#define API_HOOKS_MAX 50u /* endpoints of one application */
+#include "service/webhook_rules.h"
 
 api_fn api_do_hook_create, api_do_hook_list, api_do_hook_get, api_do_hook_update, api_do_hook_delete,
 	api_do_hook_rotate;

@@ -1,6 +1,6 @@
 /*
- * store_webhook_endpoint - endpoints of the API in the database. Read the statements first; the C below binds
- * and unpacks.
+ * store_webhook_endpoint - endpoints of the API in the database. Read the statements first (some are in
+ * store_webhook_sql.h); the C below binds and unpacks.
  *
  * An endpoint without application_id is one of the configuration and never touched here. updated_at always
  * grows: the load tells by it whether anything changed. Must not: know what is inside a secret.
@@ -12,6 +12,7 @@
 #include "base/mem.h"
 #include "base/sys.h"
 #include "service/store_webhook.h"
+#include "service/store_webhook_sql.h"
 
 #define WAIT_US (2 * US_PER_S) /* a request must not hang on a database that is away */
 #define LOAD_WAIT_US (10 * US_PER_S)
@@ -27,9 +28,6 @@ enum {
 	C_ID, C_APP, C_URL, C_API, C_DESCRIPTION, C_EVENTS, C_PUBLIC, C_SECRET, C_PREVIOUS, C_PREVIOUS_UNTIL,
 	C_CREATED, C_UPDATED, C_FAILING, C_SUCCESS, C_FAILURE, C_DISABLED, C_REASON, C_MARK
 };
-#define OF_APPLICATION " WHERE w.application_id = $1 AND w.endpoint_id = $2"
-#define LATER "greatest(now(), w.updated_at + interval '1 microsecond')"
-
 /* One row at least, for the mark; its other columns are null when nothing is told. */
 static const struct pgstmt SQL_LOAD = {
 	"hook_load",
@@ -41,15 +39,11 @@ static const struct pgstmt SQL_LOAD = {
 };
 static const struct pgstmt SQL_INSERT = {
 	"hook_insert",
-	"WITH w AS (INSERT INTO refreshd.webhook_endpoint (endpoint_id, application_id, url, unified_api,"
-	" description, events, public_key, secret, created_at, updated_at)"
-	" SELECT $1, $2, $3, $4, $5, string_to_array($6, ' '), $7, $8, now(), now()"
-	" WHERE (SELECT count(*) FROM refreshd.webhook_endpoint WHERE application_id = $2) < $9 RETURNING *)"
-	" SELECT " COLUMNS " FROM w",
+	STORE_HOOK_SQL_INSERT " SELECT " COLUMNS " FROM w",
 };
 static const struct pgstmt SQL_GET = {
 	"hook_get",
-	"SELECT " COLUMNS " FROM refreshd.webhook_endpoint w" OF_APPLICATION,
+	"SELECT " COLUMNS " FROM refreshd.webhook_endpoint w" STORE_HOOK_SQL_OF_APPLICATION,
 };
 static const struct pgstmt SQL_LIST = {
 	"hook_list",
@@ -68,7 +62,7 @@ static const struct pgstmt SQL_UPDATE = {
 	" WHEN $7 IS NULL THEN w.disabled_at END,"
 	" disabled_reason = CASE WHEN $7 = 'disabled' THEN coalesce(w.disabled_reason, 'requested')"
 	" WHEN $7 IS NULL THEN w.disabled_reason END,"
-	" updated_at = " LATER OF_APPLICATION " RETURNING *)"
+	" updated_at = " STORE_HOOK_SQL_LATER STORE_HOOK_SQL_OF_APPLICATION " RETURNING *)"
 	" SELECT " COLUMNS " FROM w",
 };
 static const struct pgstmt SQL_ROTATE = {
@@ -76,20 +70,16 @@ static const struct pgstmt SQL_ROTATE = {
 	"WITH w AS (UPDATE refreshd.webhook_endpoint w SET secret = $3, public_key = $4,"
 	" previous_secret = CASE WHEN $5::bigint > 0 THEN w.secret END,"
 	" previous_until = CASE WHEN $5 > 0 THEN now() + $5 * interval '1 microsecond' END,"
-	" updated_at = " LATER OF_APPLICATION " RETURNING *)"
+	" updated_at = " STORE_HOOK_SQL_LATER STORE_HOOK_SQL_OF_APPLICATION " RETURNING *)"
 	" SELECT " COLUMNS " FROM w",
 };
-/* What was delivered stays until its event is purged; without the endpoint nobody is shown it. */
 static const struct pgstmt SQL_DELETE = {
 	"hook_delete",
-	"WITH w AS (DELETE FROM refreshd.webhook_endpoint w" OF_APPLICATION " RETURNING w.endpoint_id),"
-	" d AS (DELETE FROM refreshd.delivery d USING w"
-	" WHERE d.endpoint_id = w.endpoint_id AND d.done_at IS NULL)"
-	" SELECT count(*) FROM w",
+	STORE_HOOK_SQL_DELETE,
 };
 static const struct pgstmt SQL_REDELIVER = {
 	"hook_redeliver",
-	"WITH w AS MATERIALIZED (SELECT * FROM refreshd.webhook_endpoint w" OF_APPLICATION "),"
+	"WITH w AS MATERIALIZED (SELECT * FROM refreshd.webhook_endpoint w" STORE_HOOK_SQL_OF_APPLICATION "),"
 	" e AS MATERIALIZED (SELECT e.event_id, e.occurred_at FROM w"
 	" JOIN refreshd.event e ON e.application_id = w.application_id"
 	" LEFT JOIN refreshd.delivery d ON d.event_id = e.event_id AND d.endpoint_id = w.endpoint_id"

@@ -90,6 +90,18 @@ static const struct pgstmt SQL_TOKEN = {
 
 /* ---------------------------------------------------------------- helpers */
 
+int vault_run(struct pgsync *pg, const struct pgstmt *s, struct pgargs *a, int64_t *rows, struct fault *f)
+{
+	struct pgresult r;
+	int rc = pgsync_query(pg, s, a, &r, NULL, f);
+	if (rc != 0)
+		return rc;
+	if (rows != NULL)
+		*rows = pgresult_affected(&r);
+	pgsync_clear(&r);
+	return 0;
+}
+
 int64_t vault_time(const struct pgresult *r, int row, int col)
 {
 	return pgresult_null(r, row, col) ? 0 : pgresult_time(r, row, col);

@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "base/sys.h"
 #include "model/connection.h"
 #include "service/vault.h"
 
@@ -71,29 +70,6 @@ static const struct pgstmt SQL_SERVICES = {
 	"SELECT service_id, state, health, reason, count(*) FROM refreshd.connection WHERE $1::text IS NULL OR service_id = $1"
 	" GROUP BY service_id, state, health, reason ORDER BY service_id, count(*) DESC, state, health, reason",
 };
-static const struct pgstmt SQL_ENDPOINT = {
-	"vault_endpoint",
-	"SELECT e.endpoint_id IS NOT NULL, e.failing_since, e.last_success_at, e.last_failure_at, e.disabled_at,"
-	" coalesce(e.disabled_reason, ''),"
-	" (SELECT count(*) FROM refreshd.delivery d WHERE d.endpoint_id = $1 AND d.done_at IS NULL)"
-	" FROM (SELECT 1) one LEFT JOIN refreshd.webhook_endpoint e ON e.endpoint_id = $1",
-};
-static const struct pgstmt SQL_ENABLE = {
-	"vault_endpoint_enable",
-	"UPDATE refreshd.webhook_endpoint SET disabled_at = NULL, disabled_reason = NULL, failing_since = NULL"
-	" WHERE endpoint_id = $1 AND disabled_at IS NOT NULL",
-};
-static const struct pgstmt SQL_TEST = {
-	"vault_endpoint_test",
-	"INSERT INTO refreshd.event (event_id, application_id, event_type, entity_id, entity_type, entity, occurred_at)"
-	" VALUES ($1, $2, $3, $4, 'Endpoint', $5, now())",
-};
-static const struct pgstmt SQL_DELIVERY = {
-	"vault_delivery",
-	"SELECT e.fanned_out_at IS NOT NULL, d.event_id IS NOT NULL, d.done_at IS NOT NULL, coalesce(d.delivered, false),"
-	" coalesce(d.attempt, 0), coalesce(d.last_status, 0), coalesce(d.last_error, '')"
-	" FROM refreshd.event e LEFT JOIN refreshd.delivery d ON d.event_id = e.event_id AND d.endpoint_id = $2 WHERE e.event_id = $1",
-};
 static const struct pgstmt SQL_ORPHANS = {
 	"vault_orphans",
 	"SELECT o.connection_id, n.application_id, n.consumer_id, n.unified_api, n.service_id, o.attempt_id, o.token_version,"
@@ -123,19 +99,6 @@ static const struct pgstmt SQL_REFRESH_TOKEN = {
 
 /* ---------------------------------------------------------------- helpers */
 
-/* A statement that returns nothing of interest; *rows may be NULL. */
-static int run(struct pgsync *pg, const struct pgstmt *s, struct pgargs *a, int64_t *rows, struct fault *f)
-{
-	struct pgresult r;
-	int rc = pgsync_query(pg, s, a, &r, NULL, f);
-	if (rc != 0)
-		return rc;
-	if (rows != NULL)
-		*rows = pgresult_affected(&r);
-	pgsync_clear(&r);
-	return 0;
-}
-
 static void copy_word(char *to, size_t size, const struct pgresult *r, int col)
 {
 	(void)snprintf(to, size, "%s", pgresult_text(r, 0, col, NULL));
@@ -157,7 +120,7 @@ int vault_notify(struct pgsync *pg, const uint8_t *id, struct fault *f)
 		pgargs_uuid(a, id);
 	else
 		pgargs_null(a, PGT_UUID);
-	return run(pg, &SQL_NOTIFY, a, NULL, f);
+	return vault_run(pg, &SQL_NOTIFY, a, NULL, f);
 }
 
 int vault_live_daemons(struct pgsync *pg, int64_t *n, struct fault *f)
@@ -309,83 +272,6 @@ int vault_service_counts(struct pgsync *pg, const char *service_or_null, vault_s
 	return rc;
 }
 
-/* ---------------------------------------------------------------- webhook endpoints */
-
-int vault_endpoint(struct pgsync *pg, const char *endpoint_id, struct vault_endpoint *out, struct fault *f)
-{
-	struct pgargs *a = pgargs_new();
-	struct pgresult r;
-	pgargs_text(a, endpoint_id);
-	int rc = pgsync_query(pg, &SQL_ENDPOINT, a, &r, NULL, f);
-	if (rc != 0)
-		return rc;
-	*out = (struct vault_endpoint){
-		.known = pgresult_bool(&r, 0, 0),
-		.failing_since = vault_time(&r, 0, 1),
-		.last_success_at = vault_time(&r, 0, 2),
-		.last_failure_at = vault_time(&r, 0, 3),
-		.disabled_at = vault_time(&r, 0, 4),
-		.waiting = pgresult_int(&r, 0, 6),
-	};
-	copy_word(out->disabled_reason, sizeof(out->disabled_reason), &r, 5);
-	pgsync_clear(&r);
-	return 0;
-}
-
-int vault_endpoint_enable(struct pgsync *pg, const char *endpoint_id, bool *was_disabled, struct fault *f)
-{
-	struct pgargs *a = pgargs_new();
-	int64_t rows = 0;
-	pgargs_text(a, endpoint_id);
-	int rc = run(pg, &SQL_ENABLE, a, &rows, f);
-	if (rc == 0)
-		*was_disabled = rows == 1;
-	return rc;
-}
-
-int vault_endpoint_test(struct pgsync *pg, const char *endpoint_id, const char *application, const char *entity,
-	uint8_t event_id[16], struct fault *f)
-{
-	uint8_t id[16];
-	struct pgargs *a = pgargs_new();
-	sys_uuid4(id);
-	pgargs_uuid(a, id);
-	pgargs_text(a, application);
-	pgargs_text(a, event_type_word(EVENT_TEST));
-	pgargs_text(a, endpoint_id);
-	pgargs_text(a, entity);
-	int rc = run(pg, &SQL_TEST, a, NULL, f);
-	if (rc == 0)
-		memcpy(event_id, id, sizeof(id));
-	return rc;
-}
-
-int vault_delivery(struct pgsync *pg, const uint8_t event_id[16], const char *endpoint_id, struct vault_delivery *out, struct fault *f)
-{
-	struct pgargs *a = pgargs_new();
-	struct pgresult r;
-	pgargs_uuid(a, event_id);
-	pgargs_text(a, endpoint_id);
-	int rc = pgsync_query(pg, &SQL_DELIVERY, a, &r, NULL, f);
-	if (rc != 0)
-		return rc;
-	if (pgresult_rows(&r) == 0) {
-		pgsync_clear(&r);
-		return fault_set(f, ST_NOT_FOUND, "the event is not there any more");
-	}
-	*out = (struct vault_delivery){
-		.fanned_out = pgresult_bool(&r, 0, 0),
-		.exists = pgresult_bool(&r, 0, 1),
-		.done = pgresult_bool(&r, 0, 2),
-		.delivered = pgresult_bool(&r, 0, 3),
-		.attempt = pgresult_int(&r, 0, 4),
-		.status = pgresult_int(&r, 0, 5),
-	};
-	copy_word(out->error, sizeof(out->error), &r, 6);
-	pgsync_clear(&r);
-	return 0;
-}
-
 /* ---------------------------------------------------------------- orphans */
 
 static const void *sealed_or_null(const struct pgresult *r, int row, int col, size_t *n)
@@ -460,7 +346,7 @@ int vault_orphan_resolve(struct pgsync *pg, const uint8_t id[16], int64_t attemp
 	pgargs_i64(a, attempt_id);
 	pgargs_text(a, kind);
 	pgargs_text(a, resolution);
-	int rc = run(pg, &SQL_RESOLVE, a, &rows, f);
+	int rc = vault_run(pg, &SQL_RESOLVE, a, &rows, f);
 	if (rc == 0 && rows != 1)
 		return fault_set(f, ST_CONFLICT, "the orphan was resolved by someone else meanwhile");
 	return rc;
@@ -472,7 +358,7 @@ int vault_keep_previous(struct pgsync *pg, const uint8_t id[16], int64_t version
 	int64_t rows = 0;
 	pgargs_i64(a, version);
 	vault_add_sealed(a, sealed);
-	int rc = run(pg, &SQL_KEEP_PREVIOUS, a, &rows, f);
+	int rc = vault_run(pg, &SQL_KEEP_PREVIOUS, a, &rows, f);
 	if (rc == 0 && rows != 1)
 		return fault_set(f, ST_CONFLICT, "the credential changed meanwhile");
 	return rc;

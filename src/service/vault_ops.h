@@ -1,5 +1,5 @@
 /*
- * vault_ops - what an operator does and asks: refresh now, status, providers, webhook endpoints, orphans.
+ * vault_ops - what an operator does and asks: refresh now, status, providers, orphans.
  */
 #ifndef REFRESHD_SERVICE_VAULT_OPS_H
 #define REFRESHD_SERVICE_VAULT_OPS_H
@@ -56,23 +56,6 @@ struct vault_service_count {
 };
 typedef int vault_service_fn(void *arg, const struct vault_service_count *c);
 int vault_service_counts(struct pgsync *pg, const char *service_or_null, vault_service_fn *fn, void *arg, struct fault *f) MUST_USE;
-
-/* ---- webhook endpoints ---- */
-struct vault_endpoint { /* 0: no such time */
-	bool known; /* there is a row: something was sent, or it was switched off */
-	int64_t failing_since, last_success_at, last_failure_at, disabled_at, waiting;
-	char disabled_reason[64];
-};
-int vault_endpoint(struct pgsync *pg, const char *endpoint_id, struct vault_endpoint *out, struct fault *f) MUST_USE;
-int vault_endpoint_enable(struct pgsync *pg, const char *endpoint_id, bool *was_disabled, struct fault *f) MUST_USE;
-int vault_endpoint_test(struct pgsync *pg, const char *endpoint_id, const char *application, const char *entity,
-	uint8_t event_id[16], struct fault *f) MUST_USE;
-struct vault_delivery {
-	bool fanned_out, exists, done, delivered;
-	int64_t attempt, status; /* status 0: no answer */
-	char error[64];
-};
-int vault_delivery(struct pgsync *pg, const uint8_t event_id[16], const char *endpoint_id, struct vault_delivery *out, struct fault *f) MUST_USE;
 
 /* ---- orphans ---- */
 struct vault_orphan { /* borrowed; 0: no such time */

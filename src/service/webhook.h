@@ -29,8 +29,6 @@ void webhook_changed(struct webhook *w); /* endpoints of the API, or their deliv
 /* Attempts in flight end and are recorded, claims that were not sent are given back; then fn, in a later turn. */
 void webhook_drain(struct webhook *w, loop_fn *fn, void *arg);
 
-/* Is it an address for an endpoint of the API? https, or, with insecure_http: loopback, also http to a loopback host. */
-int webhook_check_url(const struct conf *c, const char *url, struct fault *f) MUST_USE;
 /* Posts a signed refreshd.webhook.test. fn gets the status (0: no answer) and, unless it is 2xx, a word of a closed set; exactly
  * once, in a later turn, or with "canceled" from inside webhook_end_checks and webhook_free. Everything is borrowed for the
  * call. ST_FULL: too many at once; ST_INVALID. */

@@ -15,7 +15,6 @@
 
 #include "base/str.h"
 #include "base/sys.h"
-#include "base/url.h"
 #include "model/netcheck.h"
 
 #define BODY_MAX (32u * 1024)
@@ -52,18 +51,6 @@ static addr_fn *reach_of(const struct conf *c, const struct webhook_message *m, 
 	if (m->of_api)
 		return tests ? public_or_loopback : public_only;
 	return m->allow_private ? NULL : public_only;
-}
-
-int webhook_check_url(const struct conf *c, const char *url, struct fault *f)
-{
-	struct url u;
-	int e = url_parse(url, &u, f);
-	if (e != 0)
-		return e;
-	bool http = strcmp(u.scheme, "https") != 0;
-	bool allowed = !http || (c->insecure_http == INSECURE_HTTP_LOOPBACK && url_is_loopback(&u));
-	url_fini(&u);
-	return allowed ? 0 : fault_set(f, ST_DENIED, "must be https://");
 }
 
 /* ---------------------------------------------------------------- signatures */

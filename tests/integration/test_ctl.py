@@ -133,14 +133,16 @@ def test_usage(w):
 		["list", "--health", "sick"], ["list", "--limit", "-1"], ["list", "--limit"], ["show"], ["show", "a/b/c"],
 		["show", "a/b/c/d/e"], ["show", "a/b/C/d"], ["show", "a%zz/b/c/d"], ["refresh"], ["refresh", "x"],
 		["refresh", "a/b/c/d", "--timeout", "soon"], ["token"], ["webhook"], ["webhook", "test"], ["webhook", "enable"],
-		["webhook", "list", "x"], ["webhook", "drop"], ["webhook", "add", "https://x"], ["webhook", "remove", "x"],
+		["webhook", "list", "x"], ["webhook", "drop"], ["webhook", "add", "https://x"], ["webhook", "remove"],
+		["webhook", "add", "--app", "app1"], ["webhook", "add", "--url", "https://x"], ["webhook", "list", "--app", "app1"],
+		["webhook", "enable", "x", "--timeout", "1s"], ["webhook", "add", "--app", "a", "--url", "https://x", "--event", "vault.nope"],
+		["webhook", "add", "--app", "a", "--url", "https://x/" + "y" * 2000], ["webhook", "add", "--app", "a", "--url", "http://x.example"],
+		["webhook", "add", "--app", "a", "--url", "no-url"], ["webhook", "add", "--app", "a", "--url", "https://x", "--description", "a\nb"],
 		["status", "x"], ["top"], ["--json", "top"], ["providers", "a", "b"], ["rekey", "x"], ["journal"],
 		["journal", "drop"], ["orphans"], ["orphans", "merge"], ["orphans", "list", "--force"], ["orphans", "drop", "x"]]
 	for args in wrong:
 		d = w.run(*args)
 		check(d.code == 2 and d.err.startswith("refreshctl: ") and d.out == "", "wrong use: %r" % " ".join(args)[:60], d)
-	d = w.run("webhook", "add", "https://x")
-	check("configuration file" in d.err, "webhook add says where endpoints live", d)
 	d = w.run("status", conf=w.dir + "/missing.yaml")
 	check(d.code == 78 and "missing.yaml" in d.err, "a missing configuration is exit 78", d)
 	bad = w.write("bad.yaml", "instance: x\nnonsense: 1\n")
@@ -452,6 +454,89 @@ def test_webhook(w):
 	check("on again" in w.run("webhook", "enable", "ops").out and "was not" in w.run("webhook", "enable", "ops").out, "webhook enable")
 
 
+def test_webhook_of_api(w):
+	url = "https://hooks.example.com/a"
+	d = w.run("webhook", "add", "--app", "nobody", "--url", url, keep=False)
+	check(d.code == 1 and "app add" in d.err and d.out == "", "an endpoint for nobody is refused", d)
+	d = w.run("webhook", "add", "--app", "app1", "--url", url, "--event", "vault.connection.*", "--event=refreshd.provider.failing",
+		"--description", "the \"first\"", keep=False)
+	rows = d.out.split("\n")
+	check(d.code == 0 and len(rows) == 3 and rows[0].startswith("whsec_") and rows[1].startswith("whpk_") and rows[0] not in d.err,
+		"webhook add prints the secret and the public key, each on a line of stdout", d)
+	canaries.add(rows[0])
+	row = w.sql("select endpoint_id, unified_api, description, events, public_key, application_id from refreshd.webhook_endpoint"
+		" where url = '%s'" % url).split("|")
+	first = row[0]
+	check(row[1:] == ["vault", 'the "first"', "{vault.connection.*,refreshd.provider.failing}", rows[1], "app1"], "webhook add stores it", row)
+	check("webhook test %s" % first in d.err and "not asked" in d.err and "none is alive" not in d.err, "webhook add says what to do next", d)
+	w.sql("delete from refreshd.instance")
+	d = w.run("webhook", "add", "--app=app1", "--url=http://127.0.0.1:9/b", "--json", keep=False)
+	made = d.json()
+	canaries.add(made["secret"])
+	check(d.code == 0 and made["events"] == ["*"] and made["secret"] != rows[0] and made["public_key"] != rows[1],
+		"without --event it gets all; http to loopback only where the configuration says so", d.err)
+	check("none is alive" in d.err, "webhook add says when no daemon is there to send", d.err)
+	w.run("app", "add", "app2")
+	d = w.run("webhook", "add", "--app=app2", "--url=https://hooks.example.com/c", keep=False)
+	canaries.add(d.out.split("\n")[0])
+
+	listed = w.run("webhook", "list", "--json").json()
+	check([(x["kind"], x["application_id"]) for x in listed] == [("configuration", "app1"), ("api", "app1"), ("api", "app1"), ("api", "app2")]
+		and listed[0]["name"] == "ops" and listed[0]["id"] == "config:ops", "webhook list shows both kinds", listed)
+	check(listed[1]["name"] == listed[1]["id"] == first and listed[1]["url"] == url and listed[1]["state"] == "unused"
+		and listed[1]["events"] == ["vault.connection.*", "refreshd.provider.failing"] and listed[1]["waiting"] == 0, "and all about them", listed[1])
+	w.sql("insert into refreshd.event (event_id, application_id, event_type, entity_id, entity_type, entity, occurred_at, fanned_out_at)"
+		" values (gen_random_uuid(), 'app1', 'refreshd.provider.failing', 'x', 'Provider', '{}', now(), now());"
+		"insert into refreshd.delivery (event_id, endpoint_id, due_at) select event_id, '%s', now() from refreshd.event"
+		" where entity_id = 'x'; update refreshd.webhook_endpoint set failing_since = now() where endpoint_id = '%s'" % (first, first))
+	listed = w.run("webhook", "list", "--json").json()
+	check(listed[1]["waiting"] == 1 and listed[1]["state"] == "failing" and listed[2]["waiting"] == 0, "and how they do", listed)
+	d = w.run("webhook", "list")
+	check(first in d.out and url in d.out and "EVENTS" in d.out and "hooks.example.com/c" in d.out, "webhook list as a table", d)
+
+	fan = "update refreshd.event set fanned_out_at = now() where event_type = 'refreshd.webhook.test';"
+	w.sql("delete from refreshd.event where event_type = 'refreshd.webhook.test'")
+	box = []
+	t = threading.Thread(target=lambda: box.append(w.run("webhook", "test", first.upper(), "--timeout", "20s")))
+	t.start()
+	wait_until("the event", lambda: w.sql("select count(*) from refreshd.event where event_type = 'refreshd.webhook.test'") == "1")
+	row = w.sql("select application_id, entity_type, entity_id, entity::json->>'id', entity::json->>'application_id' from refreshd.event"
+		" where event_type = 'refreshd.webhook.test'")
+	w.sql("begin; insert into refreshd.delivery (event_id, endpoint_id, attempt, due_at, done_at, delivered, last_status)"
+		" select event_id, entity_id, 1, now(), now(), true, 200 from refreshd.event where event_type = 'refreshd.webhook.test';" + fan + "commit")
+	t.join()
+	check(row == "app1|Endpoint|%s|%s|app1" % (first, first), "the test event is for this endpoint alone", row)
+	check(box[0].code == 0 and first in box[0].out and "200" in box[0].out, "webhook test ID", box[0])
+	w.sql("update refreshd.webhook_endpoint set disabled_at = now(), disabled_reason = 'failing' where endpoint_id = '%s'" % first)
+	check("switched off" in w.run("webhook", "test", first).err, "an endpoint that is off is not tested")
+	before = w.sql("select updated_at from refreshd.webhook_endpoint where endpoint_id = '%s'" % first)
+	check("on again" in w.run("webhook", "enable", first).out and "was not" in w.run("webhook", "enable", first).out, "webhook enable ID")
+	check(w.sql("select disabled_at is null and disabled_reason is null and failing_since is null and updated_at > '%s'"
+		" from refreshd.webhook_endpoint where endpoint_id = '%s'" % (before, first)) == "t", "clears why, and moves updated_at")
+	check(w.sql("select count(*) from refreshd.webhook_endpoint where application_id is null and updated_at is not null") == "0",
+		"but not that of a configured one")
+
+	d = w.run("webhook", "remove", "ops")
+	check(d.code == 1 and "stands in the configuration" in d.err and "refreshd.yaml:" in d.err, "a configured endpoint is not removed", d)
+	d = w.run("webhook", "remove", first)
+	check(d.code == 0 and "removed" in d.out and w.sql("select (select count(*) from refreshd.webhook_endpoint where endpoint_id = '%s'),"
+		" (select count(*) from refreshd.delivery where endpoint_id = '%s' and done_at is null)" % (first, first)) == "0|0",
+		"webhook remove, with what waits", d)
+	for what in ("test", "enable", "remove"):
+		d = w.run("webhook", what, first)
+		check(d.code == 1 and "no endpoint" in d.err, "webhook %s of one that is gone" % what, d)
+	w.sql("insert into refreshd.webhook_endpoint (endpoint_id, application_id, url, unified_api, description, events, public_key, secret,"
+		" created_at, updated_at) select gen_random_uuid()::text, 'app2', url, unified_api, description, events, public_key, secret,"
+		" created_at, updated_at from refreshd.webhook_endpoint, generate_series(1, 49) where application_id = 'app2'")
+	d = w.run("webhook", "add", "--app=app2", "--url=" + url)
+	check(d.code == 1 and "50 webhook endpoints already" in d.err and d.out == "", "an application has 50 endpoints at most", d)
+	w.sql("delete from refreshd.webhook_endpoint where application_id = 'app2'")
+	with open("/dev/full", "w") as full:
+		p = subprocess.run([CTL, "-c", w.conf, "webhook", "add", "--app=app1", "--url=" + url], stdout=full, stderr=subprocess.PIPE,
+			env=clean_env(), timeout=60)
+	check(p.returncode == 1 and b"did not get out" in p.stderr, "a secret that nobody got is told", p)
+
+
 def test_rekey(w):
 	sample = ["app1/c0/accounting/xero", "app1/dup/accounting/xero", "app1/race3/accounting/xero"]
 	before = [w.run("token", s, "--force", keep=False).out for s in sample]
@@ -552,7 +637,7 @@ def main():
 		w = World(pg)
 		try:
 			for test in (test_usage, test_migrate, test_apps_and_keys, test_import, test_upsert, test_due, test_race, test_interrupt,
-					test_list_show, test_token, test_refresh, test_status, test_webhook, test_rekey, test_journal, test_orphans,
+					test_list_show, test_token, test_refresh, test_status, test_webhook, test_webhook_of_api, test_rekey, test_journal, test_orphans,
 					test_secrets):
 				try:
 					test(w)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Webhook endpoints through the API, against the real daemon, a private Postgres and receivers over TLS under a private CA: the check before
 they are stored, both kinds of signatures (Ed25519 by the openssl lines of docs/webhooks.md), rotation, switching off and on,
-redelivery, the log, and two applications that must not see each other."""
+redelivery, the log, what refreshctl makes, and two applications that must not see each other."""
 import base64
 import hashlib
 import hmac
@@ -376,6 +376,35 @@ def rekeyed(tap, world):
 		ed25519_fits(world, got, old["public_key"]) and ed25519_fits(world, got, new["public_key"]), got)
 
 
+def by_operator(tap, world):
+	sink = world.sink
+	v, c, _ = open_vault(world, "operator", sink)
+	made = json.loads(v.ctl("--json", "webhook", "add", "--app", "app", "--url", sink.base + "/operator").stdout)
+	tap.equal("an endpoint that refreshctl makes is not asked", sink.of("/operator"), [])
+	out = v.ctl("webhook", "test", made["id"])
+	got = sink.of("/operator", "refreshd.webhook.test")
+	tap.check("refreshctl webhook test sends it one event", len(got) == 1 and "delivered" in out.stdout, out)
+	tap.check("signed by what was printed", hmac_fits(got[0], made["secret"]) and ed25519_fits(world, got[0], made["public_key"]), got)
+	connect(world, c, "c1")
+	wait_events(sink, "/operator", 1)
+	shown = [x for x in c.get(HOOKS).data if x["id"] == made["id"]]
+	tap.check("the application sees it among its own", len(shown) == 1 and shown[0]["public_key"] == made["public_key"]
+		and shown[0]["delivery_url"] == made["url"] and "secret" not in shown[0], shown)
+	sink.status["/operator"] = 410
+	out = v.ctl("webhook", "test", made["id"], good=False)
+	tap.check("a test that is answered with 410", out.returncode == 1 and "410" in out.stderr, out)
+	wait_until("the endpoint to be off", lambda: json.loads(v.ctl("--json", "webhook", "list").stdout)[-1]["state"] == "switched off", 20)
+	sink.status["/operator"] = 200
+	v.ctl("webhook", "enable", made["id"])
+	out = v.ctl("webhook", "test", made["id"])
+	tap.check("refreshctl webhook enable, and it arrives again", "delivered" in out.stdout, out)
+	v.ctl("webhook", "remove", made["id"])
+	connect(world, c, "c2")
+	tap.equal("refreshctl webhook remove, and the application has none", c.get(HOOKS).data, [])
+	tap.equal("the daemon ends well", v.stop(), 0)
+	tap.equal("what came after reached nobody", len(sink.of("/operator", "vault.connection.created")), 1)
+
+
 def stopped(tap, world):
 	sink = world.sink
 	v, c, _ = open_vault(world, "stopped", sink)
@@ -406,7 +435,7 @@ def main():
 	with World("subs", realms=["a"]) as world:
 		world.sink = Sink(world.dir)
 		try:
-			tap.run([life, refused, rotation, again, rekeyed, stopped], world)
+			tap.run([life, refused, rotation, again, rekeyed, by_operator, stopped], world)
 		finally:
 			world.sink.close()
 	return tap.finish()

@@ -21,6 +21,7 @@
 #include "base/metrics.h"
 #include "base/str.h"
 #include "base/sys.h"
+#include "service/webhook_rules.h"
 #include "sim/fake.h"
 #include "sim/fake_outbox.h"
 #include "unit/unit.h"
