@@ -10,6 +10,7 @@
 
 #include "base/mem.h"
 #include "base/sys.h"
+#include "model/grant_parse.h"
 #include "model/policy.h"
 #include "service/seal.h"
 
@@ -34,7 +35,7 @@ static int open_json(struct keyring *k, enum seal_column col, const uint8_t id[1
 	buf_init_secret(&plain, SEALED_MAX);
 	int e = seal_open(k, col, id, version, sealed, n, &plain);
 	if (e == 0) {
-		*out = json_tokener_parse(buf_str(&plain));
+		*out = grant_parse_json(buf_str(&plain), plain.len);
 		if (*out == NULL)
 			e = ST_SYNTAX;
 	}
@@ -101,8 +102,8 @@ void settle_facts_fini(struct settle_facts *x)
 	mem_free(x->scope);
 	buf_fini(&x->refresh_token);
 	json_object_put(x->metadata);
-	json_object_put(x->settings);
-	json_object_put(x->captured);
+	grant_parse_free(x->settings);
+	grant_parse_free(x->captured);
 	memset(x, 0, sizeof *x);
 }
 
@@ -198,6 +199,29 @@ static int happen(const struct settle_facts *x, const struct provider *p, enum c
 
 /* ---------------------------------------------------------------- success */
 
+static void add_members(struct json_object *to, struct json_object *from)
+{
+	if (from == NULL)
+		return;
+	json_object_object_foreach(from, name, value)
+		ALWAYS(json_object_object_add(to, name, json_object_get(value)) == 0);
+}
+
+/* A field that one answer leaves out keeps the value that an earlier one brought, like a refresh token does. */
+static int seal_captured(const struct settle_facts *x, struct keyring *k, const struct grant_result *g, struct buf *out)
+{
+	if (g->captured == NULL)
+		return 0;
+	struct json_object *all = json_object_new_object();
+	ALWAYS(all != NULL);
+	add_members(all, x->captured);
+	add_members(all, g->captured);
+	const char *json = json_object_to_json_string_ext(all, JSON_C_TO_STRING_PLAIN);
+	int e = seal_column(k, SEAL_CAPTURED, x->id, 0, json, strlen(json), out);
+	json_object_put(all);
+	return e;
+}
+
 static int seal_tokens(const struct settle_facts *x, struct keyring *k, const struct grant_result *g, struct settle_record *out)
 {
 	int64_t version = x->token_version + 1;
@@ -209,11 +233,7 @@ static int seal_tokens(const struct settle_facts *x, struct keyring *k, const st
 	if (e == 0 && rotated && x->refresh_token.len > 0)
 		e = seal_column(k, SEAL_PREVIOUS_REFRESH_TOKEN, x->id, version, x->refresh_token.data, x->refresh_token.len,
 			&out->previous_refresh_token);
-	if (e == 0 && g->captured != NULL) {
-		const char *json = json_object_to_json_string_ext(g->captured, JSON_C_TO_STRING_PLAIN);
-		e = seal_column(k, SEAL_CAPTURED, x->id, 0, json, strlen(json), &out->captured);
-	}
-	return e;
+	return e == 0 ? seal_captured(x, k, g, &out->captured) : e;
 }
 
 static void set_times(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,

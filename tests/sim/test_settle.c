@@ -306,6 +306,50 @@ START_TEST(missing_settings_wait_for_a_change)
 }
 END_TEST
 
+START_TEST(a_field_that_an_answer_leaves_out_stays_captured)
+{
+	struct bench t;
+	struct buf plain = BUF_INIT_SECRET(1000);
+	start(&t, "rotation: none");
+	t.x.captured = json_tokener_parse("{\"api\":\"https://old.example\",\"org\":\"7\"}");
+	t.g.captured = json_tokener_parse("{\"api\":\"https://new.example\"}");
+	ck_ok(buf_puts(&t.g.access_token, "at"));
+	const struct store_result *r = answer(&t, OUTCOME_REFRESHED, REASON_NONE);
+	ck_ok(seal_open(t.conf->keyring, SEAL_CAPTURED, t.x.id, 0, r->captured->data, r->captured->len, &plain));
+	struct json_object *o = json_tokener_parse(buf_str(&plain));
+	ck_assert_int_eq(json_object_object_length(o), 2);
+	ck_assert_str_eq(json_object_get_string(json_object_object_get(o, "api")), "https://new.example");
+	ck_assert_str_eq(json_object_get_string(json_object_object_get(o, "org")), "7");
+	json_object_put(o);
+	buf_fini(&plain);
+	stop(&t);
+}
+END_TEST
+
+START_TEST(settings_are_wiped_with_the_facts)
+{
+	static const char settings[] = "{\"api_key\":\"very secret\"}";
+	struct bench t;
+	struct buf sealed = BUF_INIT(1024);
+	struct settle_facts y;
+	start(&t, "rotation: none");
+	struct store_claimed c = { .token_version = 100, .key = { "app", "c", "accounting", "sim" }, .metadata = "{}" };
+	memcpy(c.id, t.x.id, 16);
+	ck_ok(seal_column(t.conf->keyring, SEAL_SETTINGS, c.id, 0, settings, strlen(settings), &sealed));
+	c.settings = sealed.data;
+	c.settings_len = sealed.len;
+	ck_ok(settle_facts_init(&y, t.conf->keyring, &c, NULL));
+	struct json_object *key = json_object_get(json_object_object_get(y.settings, "api_key"));
+	ck_assert_str_eq(json_object_get_string(key), "very secret");
+	settle_facts_fini(&y);
+	for (size_t i = 0; i < strlen("very secret"); i++)
+		ck_assert_int_eq(json_object_get_string(key)[i], 0);
+	json_object_put(key);
+	buf_fini(&sealed);
+	stop(&t);
+}
+END_TEST
+
 START_TEST(sealed_text_of_another_row_or_version_does_not_open)
 {
 	struct bench t;
@@ -344,6 +388,8 @@ Suite *unit_suite(void)
 	unit_add(t, refused_client_touches_nothing_and_comes_back_before_expiry);
 	unit_add(t, before_a_send);
 	unit_add(t, missing_settings_wait_for_a_change);
+	unit_add(t, a_field_that_an_answer_leaves_out_stays_captured);
+	unit_add(t, settings_are_wiped_with_the_facts);
 	unit_add(t, sealed_text_of_another_row_or_version_does_not_open);
 	suite_add_tcase(s, t);
 	return s;
