@@ -215,7 +215,10 @@ static bool has_password(const char *s)
 
 	if (scheme != NULL && at != NULL && colon != NULL && colon < at)
 		return true;
-	return strstr(s, "password=") != NULL || strstr(s, "password =") != NULL;
+	for (const char *p = strstr(s, "password"); p != NULL; p = strstr(p + 1, "password"))
+		if (p[8 + strspn(p + 8, " ")] == '=') /* as libpq reads keyword strings */
+			return true;
+	return false;
 }
 
 static void read_db_url(

@@ -692,6 +692,7 @@ START_TEST(the_database_url_holds_no_password)
 		{ "postgresql://u:p@h/d\"}\n", "2:17: database.url: must not hold a password" },
 		{ "postgres://h/d?password=p\"}\n", "2:17: database.url: must not hold a password" },
 		{ "host=h password = p\"}\n", "2:17: database.url: must not hold a password" },
+		{ "host=h password   =p\"}\n", "2:17: database.url: must not hold a password" },
 		{ "mysql://h/d?a=b\"}\n", "2:17: database.url: expected postgresql://" },
 		{ "mydb\"}\n", "2:17: database.url: expected postgresql://" },
 		{ "\"}\n", "2:17: database.url: must not be empty" },
