@@ -20,6 +20,7 @@ static void check(const struct grant_reply *in, const struct grant_result *out)
 	ALWAYS(refreshed == (out->access_token.len > 0));
 	ALWAYS(refreshed || out->refresh_token.len == 0);
 	ALWAYS(!refreshed || (in->status < 300 && str_is_vschar(out->access_token.data, out->access_token.len)));
+	ALWAYS(in->complete || refreshed || out->outcome == OUTCOME_IN_DOUBT);
 	if (out->outcome == OUTCOME_GRANT_DEAD)
 		ALWAYS(in->status < 300 || in->status == 400 || in->status == 401 || in->status == 403);
 	ALWAYS(out->expires_at_us == 0 || out->expires_at_us > in->start_wall_us);
@@ -44,12 +45,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (end == NULL || end - data < 4 || end - data > 90 || str_parse_i64((const char *)data, 3, &status) != 0)
 		return 0;
 	char *type = mem_strndup((const char *)data + 4, (size_t)(end - data) - 4);
-	const struct grant_reply in = { .sent = true, .complete = true, .status = (int)status, .content_type = type,
+	struct grant_reply in = { .sent = true, .status = (int)status, .content_type = type,
 		.retry_after = type, .body = end + 1, .body_len = size - (size_t)(end + 1 - data), .start_wall_us = START,
 		.now_wall_us = START + US_PER_S };
-	for (size_t i = 0; i < 2; i++) {
+	for (size_t i = 0; i < 4; i++) {
 		struct grant_result out;
-		grant_classify(&providers[i], &in, &out);
+		in.complete = i < 2;
+		grant_classify(&providers[i % 2], &in, &out);
 		check(&in, &out);
 		grant_result_fini(&out);
 	}
