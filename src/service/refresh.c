@@ -30,7 +30,7 @@ static const struct {
 	{ AT_SENDING, AT_SETTLING, "no answer, or the journal cannot take it" },
 	{ AT_JOURNALLING, AT_SETTLING, "the reply is durable" },
 	{ AT_SETTLING, AT_PERSISTING, "its statement was sent" },
-	{ AT_PERSISTING, AT_SETTLING, "the statement failed, or someone wrote the row just then: again" },
+	{ AT_PERSISTING, AT_SETTLING, "the statement failed, or another has the row: again" },
 	{ AT_PERSISTING, AT_DONE, "committed, or the fence was lost" },
 	{ AT_RELEASING, AT_DONE, "given back" },
 };

@@ -120,11 +120,23 @@ static void on_quarantined(void *arg, int code, enum pg_class class, const enum 
 	worked(r);
 }
 
-/* The next snapshot shows what became of the row. */
-static void keep(struct attempt *a)
+/* Another transaction has the row: a pause of its own, so that the others are neither kept nor asked for all the time. */
+static void wait_for_row(struct attempt *a)
 {
+	struct refresh *r = a->owner;
 	attempt_set_state(a, AT_SETTLING);
-	queue_push(&a->owner->settling, a);
+	queue_push(&r->busy, a);
+	if (!loop_timer_is_set(r->busy_over))
+		loop_timer_after(r->busy_over, policy_backoff_us(++r->busy_rounds, US_PER_S / 20, 2 * US_PER_S, sys_random_unit()));
+}
+
+static void on_busy_over(void *arg)
+{
+	struct refresh *r = arg;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	for (struct attempt *a = queue_take(&r->busy); a != NULL; a = queue_take(&r->busy))
+		queue_push(&r->settling, a);
+	persist_kick(r);
 }
 
 static void on_persisted(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
@@ -135,12 +147,16 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 	r->persisting--;
 	if (code == 0) {
 		ALWAYS(n == b->n);
+		bool busy = false;
 		for (size_t i = 0; i < n; i++) {
+			busy = busy || v[i] == STORE_AGAIN;
 			if (v[i] == STORE_AGAIN)
-				keep(b->v[i]);
+				wait_for_row(b->v[i]);
 			else
 				finish(b->v[i], v[i]);
 		}
+		if (!busy && r->busy.first == NULL)
+			r->busy_rounds = 0;
 		worked(r);
 		mem_free(b);
 		return;
@@ -336,12 +352,14 @@ void persist_init(struct refresh *r)
 {
 	loop_task_init(&r->flush, flush, r);
 	r->retry = loop_timer_new(r->loop, flush, r);
+	r->busy_over = loop_timer_new(r->loop, on_busy_over, r);
 }
 
 void persist_fini(struct refresh *r)
 {
 	loop_undefer(r->loop, &r->flush);
 	loop_timer_free(r->retry);
+	loop_timer_free(r->busy_over);
 	while (r->events != NULL) {
 		struct pending_event *p = r->events;
 		r->events = p->next;

@@ -86,6 +86,9 @@ struct refresh {
 	struct attempt *hand[HAND_BUCKETS];
 	unsigned in_hand, in_flight, unsettled;
 	struct attempt_queue settling, releasing;
+	struct attempt_queue busy; /* another transaction had the row: settled, and sent again after a pause */
+	struct loop_timer *busy_over;
+	unsigned busy_rounds;
 	unsigned persisting, releases_sent;
 	struct loop_task flush;
 	struct loop_timer *retry;

@@ -75,9 +75,10 @@ static const struct pgstmt SQL_LOAD = {
  * row without a fence is `already` when it is exactly in the state that this very result would have left (the COMMIT's
  * answer was lost), else `lost`, and a token in hand becomes an orphan in the same transaction - unless the connection was
  * deleted, which means that its tokens are to be forgotten. An import voids the attempt (attempt_id 0) but leaves our lease,
- * so that nobody presents a token while we do: `x` gives that lease back. A fence that stood in the snapshot and not in the
- * latest version fell while we waited for the row (an import, a deletion, or this very result whose first sending is only
- * now committed): `again`, because only the next snapshot can tell which. */
+ * so that nobody presents a token while we do: `x` gives that lease back. Nobody is waited
+ * for: a row that another transaction has (an import, a deletion, or this very result whose first sending is only now
+ * committed) must not keep the rest of the batch. Its fence stands in the snapshot and not in `f`: `again`, because only a
+ * later snapshot can tell what became of it. */
 static const struct pgstmt SQL_PERSIST = {
 	"refresh_persist",
 	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[],"
@@ -89,10 +90,12 @@ static const struct pgstmt SQL_PERSIST = {
 	" previous_refresh_token, captured, issued_at, expires_at, refresh_issued_at, refresh_expires_at, token_type, scope,"
 	" raw_reply, touch, state, health, reason, failures, first_failed_at, last_failed_at, updated_at, event_type, event_id,"
 	" application_id, entity_id, entity, ord)),"
+	" l AS MATERIALIZED (SELECT r.ord FROM refreshd.schedule s JOIN r ON s.slot = r.slot AND s.connection_id = r.connection_id"
+	" WHERE s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL"
+	" FOR NO KEY UPDATE OF s SKIP LOCKED),"
 	" f AS (UPDATE refreshd.schedule s SET due_at = r.due_at, doubts = r.doubts, lease_owner = NULL, lease_until = NULL,"
-	" sent_deadline = NULL, token_version = s.token_version + r.has_token::int FROM r"
-	" WHERE s.slot = r.slot AND s.connection_id = r.connection_id AND s.attempt_id = r.attempt_id"
-	" AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL"
+	" sent_deadline = NULL, token_version = s.token_version + r.has_token::int FROM r JOIN l USING (ord)"
+	" WHERE s.slot = r.slot AND s.connection_id = r.connection_id"
 	" RETURNING r.ord),"
 	" k AS (UPDATE refreshd.credential c SET token_version = r.token_version + 1, access_token = r.access_token,"
 	" refresh_token = r.refresh_token, previous_refresh_token = r.previous_refresh_token,"

@@ -88,7 +88,7 @@ struct store_result { /* pointers borrowed for the call */
 };
 #define STORE_VERDICT_LIST(X) \
 	X(STORE_APPLIED, "applied") X(STORE_ALREADY, "already") X(STORE_LOST, "lost") \
-	X(STORE_AGAIN, "again") /* nothing was done: someone wrote the row at this moment; send it again */
+	X(STORE_AGAIN, "again") /* nothing was done: another transaction has the row at this moment; send it again */
 enum store_verdict {
 #define X(id, word) id,
 	STORE_VERDICT_LIST(X)
