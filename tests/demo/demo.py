@@ -9,6 +9,7 @@ Python 3 standard library only; TOP_SRCDIR and TOP_BUILDDIR say where sources an
 import base64
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -19,7 +20,7 @@ import traceback
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import judge  # noqa: E402
-from parts import Ctl, Daemon, PgCluster, Simulator, Wrong, end, free_port  # noqa: E402
+from parts import Ctl, Daemon, PgCluster, Simulator, Wrong, end, free_port, shell  # noqa: E402
 from show import Show  # noqa: E402
 
 EACH = 180  # connections of each provider; their ages are spread over half of a life, so that some fall due at any time
@@ -31,6 +32,7 @@ FAILED = "vault.connection.token_refresh.failed"
 FAILING, RECOVERED = "refreshd.provider.failing", "refreshd.provider.recovered"
 OUTAGE_S = 3
 BROKEN_S = 4
+BY_CURL = 3  # connections of each provider that come in through the API, one by one
 
 GAUGES = """select count(*) filter (where c.state <> 'invalid' and k.expires_at <= now()),
  count(*) filter (where c.state = 'callable' and c.health = 'ok'),
@@ -51,6 +53,7 @@ class Demo:
 		self.rates = []
 		self.secret = "whsec_" + base64.b64encode(os.urandom(32)).decode()
 		self.next_look = 0.0
+		self.api = self.key = None
 
 	def path(self, name):
 		return os.path.join(self.folder, name)
@@ -120,7 +123,7 @@ class Demo:
 
 	# ---- setting up
 
-	def config(self, port):
+	def config(self, port, api_port):
 		providers = "".join("""  %s:
     name: %s
     unified_apis: [%s]
@@ -137,6 +140,7 @@ insecure_http: loopback
 database: {url: "%s"}
 keyring_file: %s
 metrics: {listen: "127.0.0.1:%d"}
+api: {listen: "127.0.0.1:%d"}
 refresh: {poll_interval: 500ms}
 webhooks:
   - name: demo
@@ -147,7 +151,7 @@ webhooks:
     allow_private: yes
 providers:
 %sclients:
-%s""" % (self.path("state"), self.pg.url(), self.write("keyring", key), port, self.sim.url("/_sink/demo"),
+%s""" % (self.path("state"), self.pg.url(), self.write("keyring", key), port, api_port, self.sim.url("/_sink/demo"),
 			self.write("webhook-secret", self.secret), providers, clients))
 
 	def set_up(self):
@@ -157,11 +161,13 @@ providers:
 		self.sim = Simulator(self.folder, ["%s:mode=strict,at_ttl=%d,auth=basic,client_id=demo-client,client_secret=%s-secret-1,delay_ms=20,"
 			"jitter_ms=60" % (r, LIFE_S[r], r) for r in sorted(NAME)])
 		self.sim.call("POST", "/_sink_ctl", name="demo", secret=self.secret)
-		port = free_port()
-		config = self.config(port)
+		port, api_port = free_port(), free_port()
+		config = self.config(port, api_port)
+		self.api = "http://127.0.0.1:%d" % api_port
 		self.ctl = Ctl(config)
 		self.ctl("migrate")
 		self.ctl("app", "add", APP)
+		self.key = self.ctl("key", "add", APP).strip()
 		self.daemon = Daemon(config, port, self.path("refreshd.log"))
 		self.until_ready()
 		self.show.say("A private Postgres, two made-up token endpoints (%s and %s) that keep a ledger of every refresh token they are "
@@ -177,19 +183,58 @@ providers:
 
 	def import_all(self):
 		self.show.title("Importing %d connections" % (2 * EACH))
-		with open(os.open(self.path("import.jsonl"), os.O_WRONLY | os.O_CREAT, 0o600), "w") as f:
-			for realm in sorted(NAME):
-				ages = LIFE_S[realm] // 2
-				for age in range(ages):
-					f.write(self.sim.call("POST", "/_sim/mint", realm=realm, n=EACH // ages, expires_in=LIFE_S[realm], issued_ago=age,
-						format="import", application=APP, consumer_prefix="customer-", unified_api=API[realm], service_id=realm))
+		by_curl, by_file = [], []
+		for realm in sorted(NAME):
+			ages = LIFE_S[realm] // 2
+			for age in range(ages):
+				lines = self.sim.call("POST", "/_sim/mint", realm=realm, n=EACH // ages, expires_in=LIFE_S[realm], issued_ago=age,
+					format="import", application=APP, consumer_prefix="customer-", unified_api=API[realm], service_id=realm).splitlines()
+				if age == 0:
+					by_curl += lines[:BY_CURL]
+				by_file += lines[BY_CURL if age == 0 else 0:]
+		self.import_by_curl([json.loads(line) for line in by_curl])
+		self.write("import.jsonl", "".join(line + "\n" for line in by_file))
 		self.ctl("import", self.path("import.jsonl"))
 		os.unlink(self.path("import.jsonl"))
 		n = int(self.pg.psql("select count(*) from refreshd.connection"))
 		if n != 2 * EACH:
 			raise Wrong("%d connections should be in the database after the import, there are %d" % (2 * EACH, n))
-		self.show.good("`refreshctl import` has read %d lines; their access tokens live for %d and %d seconds." %
-			(n, LIFE_S["acorn"], LIFE_S["birch"]))
+		self.show.good("`refreshctl import` has read the other %d from a file, a line each. Access tokens live for %d and %d seconds." %
+			(len(by_file), LIFE_S["acorn"], LIFE_S["birch"]))
+
+	def curl(self, consumer, path, body=None):
+		"""The lines of a command that says all there is to a call."""
+		lines = ["curl -sS --fail-with-body %s%s" % (self.api, path), "    -H 'Authorization: Bearer %s'" % self.key,
+			"    -H 'x-apideck-app-id: %s' -H 'x-apideck-consumer-id: %s'" % (APP, consumer)]
+		if body is not None:
+			lines += ["    -H 'content-type: application/json'", "    -d %s" % shlex.quote(json.dumps(body, separators=(",", ":")))]
+		return [line + " \\" for line in lines[:-1]] + lines[-1:]
+
+	def import_by_curl(self, connections):
+		for i, c in enumerate(connections):
+			command = self.curl(c["consumer_id"], "/vault/connections/%s/%s/import" % (c["unified_api"], c["service_id"]),
+				{"credentials": c["credentials"]})
+			if i == 0:
+				self.show.say("Connections come in over HTTP, one by one as customers sign in. The first, with the curl program:")
+				self.show.command(command)
+			self.check_imported(c, shell(command))
+		self.show.good("%d connections imported like this; each answer says state callable, and holds none of the tokens." % len(connections))
+		self.show.say("These are the paths and headers of Apideck's Vault API: a client of it works here by changing its base URL to %s and its "
+			"key. (Copy the line for a vault of your own; in this one its refresh token is used up within seconds.) To look at that "
+			"customer from another terminal, as long as this runs:" % self.api)
+		look = self.curl(connections[0]["consumer_id"], "/vault/connections")
+		self.show.command(look)
+		seen = sorted((x["service_id"], x["state"]) for x in json.loads(shell(look))["data"])
+		want = sorted((c["service_id"], "callable") for c in connections if c["consumer_id"] == connections[0]["consumer_id"])
+		if seen != want:
+			raise Wrong("the API should list the connections of that customer, %s, it lists %s" % (want, seen))
+
+	def check_imported(self, c, answer):
+		data = json.loads(answer)["data"]
+		if (data["unified_api"], data["service_id"], data["state"]) != (c["unified_api"], c["service_id"], "callable"):
+			raise Wrong("the import of %s should answer with a callable connection, it says %s" % (c["consumer_id"], answer))
+		if any(c["credentials"][t] in answer for t in ("access_token", "refresh_token")):
+			raise Wrong("the answer to the import of %s should hold no token" % c["consumer_id"])
 
 	# ---- the story
 

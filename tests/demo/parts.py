@@ -1,4 +1,4 @@
-"""The real parts of the demo: the simulator, refreshd, refreshctl, the webhook sink, and openssl as a second opinion."""
+"""The real parts of the demo: the simulator, refreshd, refreshctl, curl, the webhook sink, and openssl as a second opinion."""
 import base64
 import json
 import os
@@ -128,6 +128,18 @@ def openssl_hmac(key, data):
 	if done.returncode != 0 or m is None:
 		raise Wrong("the openssl program cannot compute an HMAC: %s" % done.stderr.decode(errors="replace").strip())
 	return bytes.fromhex(m.group(1).decode())
+
+
+def shell(lines):
+	"""Runs what the reader is shown, as the reader would; gives its standard output."""
+	try:
+		done = subprocess.run(["sh", "-c", "\n".join(lines)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+			env=clean_env({"no_proxy": "127.0.0.1"}), timeout=30)
+	except subprocess.TimeoutExpired:
+		raise Wrong("this took longer than 30 s: %s" % lines[0])
+	if done.returncode != 0:
+		raise Wrong("`%s ...` ended with %d: %s" % (lines[0].rstrip(" \\"), done.returncode, (done.stdout + done.stderr).strip()))
+	return done.stdout
 
 
 class Ctl:

@@ -63,6 +63,10 @@ class Show:
 	def raw(self, lines, indent="          "):
 		self._write("".join(indent + line[:self.width() * 2] + "\n" for line in lines))
 
+	def command(self, lines):
+		"""A shell command over several lines, whole whatever the width, so that it can be copied."""
+		self._write("".join("          " + self.paint("1", line) + "\n" for line in lines))
+
 	def utf8(self):
 		return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
