@@ -492,16 +492,18 @@ int journal_replay(struct journal *j, int (*fn)(void *arg, uint64_t seq, const v
 	pthread_mutex_unlock(&j->store_mu);
 	struct buf b;
 	buf_init(&b, JOURNAL_RECORD_MAX);
-	int code = 0;
+	int code = 0, unread = 0;
 	for (size_t i = 0; i < n && code >= 0; i++) {
 		bool open;
-		code = replay_read(j, seqs[i], &b, &open);
-		if (code == 0 && open)
+		int e = replay_read(j, seqs[i], &b, &open);
+		if (e < 0)
+			unread = e;
+		else if (open)
 			code = fn(arg, seqs[i], b.data, b.len);
 	}
 	buf_fini(&b);
 	mem_free(seqs);
-	return code < 0 ? code : 0;
+	return code < 0 ? code : unread;
 }
 
 /* --- opening and closing */

@@ -40,8 +40,9 @@ int journal_open(struct loop *l, const struct journal_params *p, struct journal 
 void journal_close(struct journal *j);
 
 /*
- * Every record that is not done, oldest first; before the first append. A negative return stops and is returned;
- * ST_IO when a record can no longer be read. fn may call journal_done.
+ * Every record that is not done, oldest first; before the first append. A negative return stops and is returned.
+ * A record that can no longer be read is passed over: the others come, then its code (ST_IO) is returned. fn may
+ * call journal_done.
  */
 int journal_replay(struct journal *j, int (*fn)(void *arg, uint64_t seq, const void *p, size_t n), void *arg) MUST_USE;
 

@@ -186,7 +186,9 @@ int refresh_replay(struct refresh *r, void (*fn)(void *arg, uint64_t replayed), 
 	r->replayed = fn;
 	r->replayed_arg = arg;
 	int e = journal_replay(r->journal, on_record, r);
-	if (e != 0) {
+	if (e == ST_IO) { /* what could be read is on its way; not starting would help nobody */
+		log_error("replay.disk_error", K_STATUS(e));
+	} else if (e != 0) {
 		r->replay_running = false;
 		return fault_set(f, e, "the journal cannot be replayed: %s", status_text(e));
 	}
