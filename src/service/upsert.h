@@ -40,7 +40,7 @@
 	" ON CONFLICT (slot, connection_id) DO UPDATE SET token_version = excluded.token_version, issued_at = excluded.issued_at," \
 	" expires_at = excluded.expires_at, refresh_issued_at = excluded.refresh_issued_at,"                                  \
 	" refresh_expires_at = excluded.refresh_expires_at, access_token = excluded.access_token,"                            \
-	" refresh_token = excluded.refresh_token, previous_refresh_token = NULL"
+	" refresh_token = excluded.refresh_token, previous_refresh_token = NULL, scope = NULL, token_type = NULL"
 
 #define UPSERT_EVENT(now_)                                                                                                \
 	"INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity," \
