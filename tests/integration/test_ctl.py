@@ -253,7 +253,7 @@ def test_upsert(w):
 	check('{"m": 1}' in old and '"deep_secret": "********"' in old and '"a": 1' in old, "settings are masked in what is shown", old)
 	w.sql("update refreshd.connection set health = 'pending_refresh', reason = 'no_answer', failures = 3, first_failed_at = now(),"
 		" enabled = false where consumer_id = 'dup'")
-	w.sql("update refreshd.credential set previous_refresh_token = 'x', refreshes = 7, scope = 'keep' where connection_id ="
+	w.sql("update refreshd.credential set previous_refresh_token = 'x', refreshes = 7, scope = 'old' where connection_id ="
 		" (select connection_id from refreshd.connection where consumer_id = 'dup')")
 	w.sql("update refreshd.schedule set attempt_id = 5, doubts = 2, lease_owner = 9, lease_until = now() + interval '1 min'"
 		" where connection_id = (select connection_id from refreshd.connection where consumer_id = 'dup')")
@@ -264,7 +264,7 @@ def test_upsert(w):
 	row = w.sql("select health, reason, failures, first_failed_at is null, enabled, previous_refresh_token is null, refreshes, scope,"
 		" attempt_id, doubts, lease_owner, lease_until > now() from refreshd.connection join refreshd.credential"
 		" using (slot, connection_id) join refreshd.schedule using (slot, connection_id) where consumer_id = 'dup'")
-	check(row == "ok|none|0|t|f|t|7|keep|0|0|9|t", "failure state is reset, a live lease stays", row)
+	check(row == "ok|none|0|t|f|t|7||0|0|9|t", "failure state and scope are reset, a live lease stays", row)
 	check(w.sql("select event_type from refreshd.event join refreshd.connection using (connection_id) where consumer_id = 'dup'"
 		" order by occurred_at desc limit 1") == "vault.connection.token_refresh.recovered", "the transition is told")
 	w.sql("update refreshd.schedule set lease_until = now() - interval '1 s' where lease_owner = 9;"
