@@ -315,6 +315,52 @@ static void check_pair(struct conf_build *b, const struct conf_node *n, bool con
 		conf_error_at(b->errors, value_of(n, key), "%s: goes with %s only", key, word);
 }
 
+/* What has to do with refresh tokens, where there are none. */
+static void check_no_refresh(struct conf_build *b, struct provider *p, const struct conf_node *n)
+{
+	const struct {
+		const char *key;
+		bool given;
+	} rules[] = {
+		{ "rotation", conf_node_get(n, "rotation") != NULL && p->rotation != ROTATION_NONE },
+		{ "refresh_token_idle_ttl", p->refresh_token_idle_ttl_us > 0 },
+		{ "refresh_token_ttl", p->refresh_token_ttl_us > 0 },
+		{ "refresh_url", p->refresh_url != NULL },
+	};
+
+	for (size_t i = 0; i < sizeof(rules) / sizeof(rules[0]); i++)
+		if (rules[i].given)
+			conf_error_at(b->errors, value_of(n, rules[i].key),
+				"%s: is of no use with grant client_credentials, which has no refresh tokens",
+				rules[i].key);
+	p->rotation = ROTATION_NONE;
+	if (conf_node_get(n, "grant_type") == NULL) {
+		mem_free(p->grant_type);
+		p->grant_type = mem_strdup(grant_word(GRANT_CLIENT));
+	}
+}
+
+static void add_once(struct strlist *l, const char *s)
+{
+	if (!strlist_has(l, s))
+		strlist_add(l, s);
+}
+
+/* What a grant says by itself about other options. */
+static void check_grant(struct conf_build *b, struct provider *p, const struct conf_node *n)
+{
+	static const char *const login[] = { "username", "password" };
+
+	if (p->grant != GRANT_CODE && p->auth_type != AUTH_OAUTH2)
+		conf_error_at(b->errors, value_of(n, "grant"), "grant: goes with auth_type oauth2 only");
+	if (p->grant == GRANT_CLIENT)
+		check_no_refresh(b, p, n);
+	for (size_t i = 0; p->grant == GRANT_PASSWORD && i < 2; i++) {
+		add_once(&p->required_settings, login[i]);
+		add_once(&p->sensitive_settings, login[i]);
+	}
+}
+
 static void check_provider(struct conf_build *b, size_t i)
 {
 	struct provider *p = b->providers.v[i].record;
@@ -331,6 +377,7 @@ static void check_provider(struct conf_build *b, size_t i)
 		p->name = mem_strdup(p->key);
 	if (p->auth_type == AUTH_OAUTH2 && conf_node_get(n, "token_url") == NULL)
 		conf_error_at(b->errors, n, "missing key \"token_url\" (auth_type is oauth2)");
+	check_grant(b, p, n);
 	check_templates(b, p, n);
 	check_times(b, p, n);
 	check_pair(b, n, p->rotation == ROTATION_GRACE, "rotation grace", p->rotation_grace_us > 0,

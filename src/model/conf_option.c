@@ -25,6 +25,7 @@ static const struct conf_word method_words[] = { { "POST", false }, { "GET", tru
 static const struct conf_word alg_words[] = { { "ES256", SIGN_ES256 }, { "RS256", SIGN_RS256 }, { NULL, 0 } };
 static const struct conf_word auth_type_words[] = { AUTH_TYPE_LIST(WORD_ROW){ NULL, 0 } };
 static const struct conf_word client_auth_words[] = { CLIENT_AUTH_LIST(WORD_ROW){ NULL, 0 } };
+static const struct conf_word grant_words[] = { GRANT_LIST(WORD_ROW){ NULL, 0 } };
 static const struct conf_word rotation_words[] = { ROTATION_LIST(WORD_ROW){ NULL, 0 } };
 static const struct conf_word body_format_words[] = { BODY_FORMAT_LIST(WORD_ROW){ NULL, 0 } };
 static const struct conf_word send_scope_words[] = { SEND_SCOPE_LIST(WORD_ROW){ NULL, 0 } };

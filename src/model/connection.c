@@ -203,6 +203,7 @@ int conn_key_check(const struct conn_key *k, struct fault *f)
 		.state = (s), .health = (h), .event = (e)                                                    \
 	}
 #define WELL(e) TO(CONN_CALLABLE, HEALTH_OK, e)
+#define BLANK(e) TO(CONN_ADDED, HEALTH_OK, e)
 #define PENDING(e) TO(CONN_CALLABLE, HEALTH_PENDING, e)
 #define DEAD(e) TO(CONN_INVALID, HEALTH_NEEDS_AUTH, e)
 #define UNSET(e) TO(CONN_AUTHORIZED, HEALTH_MISSING_SETTINGS, e)
@@ -223,6 +224,8 @@ static const struct conn_rule rules[] = {
 	  "updated; it is no failed refresh, for nothing was sent" },
 	{ HEALTH_OK, CE_REVOKED, REVOKED(EVENT_REVOKED),
 	  "its owner took the grant back" },
+	{ HEALTH_OK, CE_ADDED, BLANK(EVENT_NONE),
+	  "the importer tells created from updated; callable comes with the tokens" },
 
 	{ HEALTH_PENDING, CE_IMPORTED, WELL(EVENT_REFRESH_RECOVERED),
 	  "new tokens end the failure cycle that a receiver was told of" },
@@ -236,6 +239,8 @@ static const struct conn_rule rules[] = {
 	  "the missing setting is what a person has to see; retrying cannot help" },
 	{ HEALTH_PENDING, CE_REVOKED, REVOKED(EVENT_REVOKED),
 	  "its owner took the grant back" },
+	{ HEALTH_PENDING, CE_ADDED, BLANK(EVENT_UPDATED),
+	  "it begins anew: what was failing was another grant's" },
 
 	{ HEALTH_NEEDS_AUTH, CE_IMPORTED, WELL(EVENT_CALLABLE),
 	  "a person logged in again" },
@@ -249,6 +254,8 @@ static const struct conn_rule rules[] = {
 	  "a setting does not bring back a dead grant" },
 	{ HEALTH_NEEDS_AUTH, CE_REVOKED, REVOKED(EVENT_REVOKED),
 	  "revoking is its owner's word and stronger than our finding" },
+	{ HEALTH_NEEDS_AUTH, CE_ADDED, BLANK(EVENT_UPDATED),
+	  "its owner added it again" },
 
 	{ HEALTH_MISSING_SETTINGS, CE_IMPORTED, WELL(EVENT_CALLABLE),
 	  "an import brings its settings; a refresh that still misses one says so again" },
@@ -262,6 +269,8 @@ static const struct conn_rule rules[] = {
 	  "told already" },
 	{ HEALTH_MISSING_SETTINGS, CE_REVOKED, REVOKED(EVENT_REVOKED),
 	  "its owner took the grant back" },
+	{ HEALTH_MISSING_SETTINGS, CE_ADDED, BLANK(EVENT_UPDATED),
+	  "it brings its settings; a request that still misses one says so again" },
 
 	{ HEALTH_REVOKED, CE_IMPORTED, WELL(EVENT_CALLABLE),
 	  "its owner connected again" },
@@ -275,6 +284,8 @@ static const struct conn_rule rules[] = {
 	  "a setting does not bring back a revoked grant" },
 	{ HEALTH_REVOKED, CE_REVOKED, REVOKED(EVENT_NONE),
 	  "told already" },
+	{ HEALTH_REVOKED, CE_ADDED, BLANK(EVENT_UPDATED),
+	  "its owner added it again" },
 };
 /* clang-format on */
 
@@ -293,16 +304,17 @@ static const struct conn_rule *rule_for(enum conn_health health, enum conn_event
 
 struct conn_change connection_apply(enum conn_state state, enum conn_health health, enum conn_event ev)
 {
-	bool has_tokens = state != CONN_AVAILABLE && state != CONN_ADDED;
 	bool brings_tokens = ev == CE_IMPORTED || ev == CE_REFRESHED;
 
-	/* Without credentials there is nothing that could fail or be revoked. */
-	if (!has_tokens && !brings_tokens)
+	/* What is not there cannot fail or be revoked. */
+	if (state == CONN_AVAILABLE && !brings_tokens && ev != CE_ADDED)
 		return (struct conn_change){.state = state, .health = health, .event = EVENT_NONE};
 
 	const struct conn_rule *r = rule_for(health, ev);
 	ALWAYS(r != NULL);
 	struct conn_change to = r->to;
+	if (state == CONN_ADDED && !brings_tokens && to.state != CONN_INVALID)
+		to.state = CONN_ADDED;
 	bool becomes_callable = to.state == CONN_CALLABLE && state != CONN_CALLABLE && brings_tokens;
 	if (becomes_callable && (ev == CE_IMPORTED || to.event == EVENT_NONE))
 		to.event = EVENT_CALLABLE;

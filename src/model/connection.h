@@ -90,7 +90,8 @@ int conn_key_check(const struct conn_key *k, struct fault *f) MUST_USE;
 	X(CE_FAILED, "failed")		   /* a refresh failed and may succeed later */           \
 	X(CE_DEAD, "dead")		   /* the grant is dead, lost, or was retried for too long */ \
 	X(CE_SETTINGS_MISSING, "settings_missing") /* the request cannot be built */              \
-	X(CE_REVOKED, "revoked")	   /* its owner revoked it */
+	X(CE_REVOKED, "revoked")	   /* its owner revoked it */                             \
+	X(CE_ADDED, "added")		   /* it came in without tokens: they are to be fetched by its grant */
 enum conn_event {
 #define X(id, word) id,
 	CONN_EVENT_LIST(X)
@@ -103,9 +104,10 @@ struct conn_change {
 	enum event_type event; /* EVENT_NONE: nothing to tell */
 };
 
-/* The table: (health, event) -> what follows. Total: every pair has an answer. The state adds two rules: a
- * connection without credentials (AVAILABLE, ADDED) is only changed by events that bring tokens, and tokens that make
- * a connection callable that was not are told as EVENT_CALLABLE (an import always, a refresh where the row is silent). */
+/* The table: (health, event) -> what follows. Total: every pair has an answer. The state adds three rules: nothing
+ * but being added or tokens changes what is only AVAILABLE; what is ADDED never had tokens, so it stays so until there are some or its
+ * grant is dead; and tokens that make a connection callable that was not are told as EVENT_CALLABLE (an import always, a
+ * refresh where the row is silent). */
 struct conn_change connection_apply(enum conn_state state, enum conn_health health, enum conn_event ev);
 /* The rows of the table, for the documentation check: NULL past the end. */
 struct conn_rule {

@@ -143,18 +143,65 @@ static int add_scope(struct builder *b, const char *scope)
 	return rc;
 }
 
+static bool sends_refresh_token(const struct grant_input *in)
+{
+	return in->refresh_token_len > 0 && in->provider->grant != GRANT_CLIENT;
+}
+
+/* The configured word is that of the request which renews; a login by password is always called so. */
+static const char *grant_type_of(const struct grant_input *in)
+{
+	const struct provider *p = in->provider;
+
+	if (p->grant == GRANT_PASSWORD && !sends_refresh_token(in))
+		return grant_word(GRANT_PASSWORD);
+	if (p->grant_type != NULL)
+		return p->grant_type;
+	return p->grant == GRANT_CLIENT ? grant_word(GRANT_CLIENT) : "refresh_token";
+}
+
+static int add_setting(struct builder *b, const char *name)
+{
+	struct json_object *settings = b->in->vars.settings, *v = NULL;
+
+	if (settings == NULL || !json_object_object_get_ex(settings, name, &v) ||
+		json_object_get_type(v) != json_type_string || json_object_get_string_len(v) == 0)
+		return fault_set(b->f, ST_NOT_FOUND, "provider %s: the setting \"%s\" is missing",
+			b->in->provider->key, name);
+	return add_standard(b, name, json_object_get_string(v), (size_t)json_object_get_string_len(v));
+}
+
+/* RFC 6749: 6, 4.3.2 and 4.4.2. */
+static int add_what_proves(struct builder *b)
+{
+	const struct grant_input *in = b->in;
+
+	if (sends_refresh_token(in))
+		return add_standard(b, "refresh_token", in->refresh_token, in->refresh_token_len);
+	switch (in->provider->grant) {
+	case GRANT_CODE:
+		break;
+	case GRANT_CLIENT:
+		return 0;
+	case GRANT_PASSWORD: {
+		int rc = add_setting(b, "username");
+		return rc == 0 ? add_setting(b, "password") : rc;
+	}
+	}
+	return fault_set(
+		b->f, ST_INVALID, "provider %s: there is no refresh token to send", in->provider->key);
+}
+
 static int add_grant(struct builder *b)
 {
 	const struct grant_input *in = b->in;
 	const struct provider *p = in->provider;
-	const char *type = p->grant_type == NULL ? "refresh_token" : p->grant_type;
+	const char *type = grant_type_of(in);
 	const char *scope = p->send_scope == SEND_SCOPE_LITERAL ? p->scope : in->scope;
 
-	if (in->refresh_token_len == 0)
-		return fault_set(b->f, ST_INVALID, "provider %s: there is no refresh token to send", p->key);
 	int rc = add_standard(b, "grant_type", type, strlen(type));
 	if (rc == 0)
-		rc = add_standard(b, "refresh_token", in->refresh_token, in->refresh_token_len);
+		rc = add_what_proves(b);
 	if (rc == 0 && p->send_scope != SEND_SCOPE_NEVER && scope != NULL)
 		rc = add_scope(b, scope);
 	return rc;
@@ -354,8 +401,9 @@ static int check_url(struct builder *b)
 static int build(struct builder *b)
 {
 	const struct provider *p = b->in->provider;
+	const struct template *url = sends_refresh_token(b->in) ? provider_refresh_url(p) : p->token_url;
 
-	int rc = expand(b, provider_refresh_url(p), TEMPLATE_URL, &b->req.url);
+	int rc = expand(b, url, TEMPLATE_URL, &b->req.url);
 	if (rc < 0)
 		return fault_wrap(b->f, rc, "provider %s: URL", p->key);
 	rc = add_grant(b);

@@ -21,7 +21,7 @@
 struct grant_input { /* borrowed */
 	const struct provider *provider;
 	const struct client *client;
-	const char *refresh_token;
+	const char *refresh_token; /* none: only a grant that needs none can be built */
 	size_t refresh_token_len;
 	const char *scope; /* granted earlier; NULL unknown */
 	struct template_vars vars;

@@ -267,8 +267,10 @@ static void check_needs(const struct import *i, const struct provider *provider,
 {
 	switch (provider->auth_type) {
 	case AUTH_OAUTH2:
-		if (i->access_token.len == 0)
+		if (i->access_token.len == 0 && provider->grant == GRANT_CODE)
 			problem(p, "credentials.access_token", "missing");
+		if (i->refresh_token.len > 0 && provider->grant == GRANT_CLIENT)
+			problem(p, "credentials.refresh_token", "the service has grant client_credentials, which knows none");
 		return;
 	case AUTH_API_KEY:
 	case AUTH_BASIC:
@@ -300,6 +302,11 @@ int import_check(const struct import *i, const struct provider *provider, struct
 
 /* ---- when */
 
+enum conn_event import_event(const struct import *i, const struct provider *p)
+{
+	return p->auth_type == AUTH_OAUTH2 && i->access_token.len == 0 ? CE_ADDED : CE_IMPORTED;
+}
+
 void import_plan(const struct import *i, const struct provider *p, const struct policy_margin *m, int64_t now, double unit,
 	struct import_times *out)
 {
@@ -313,17 +320,23 @@ void import_plan(const struct import *i, const struct provider *p, const struct 
 		.expires_in_us = i->expires_in_us,
 		.jwt_exp = grant_jwt_exp(buf_str(&i->access_token), i->access_token.len),
 	};
+	if (i->refresh_token.len > 0)
+		out->refresh_issued_at = i->issued_at > 0 ? i->issued_at : now;
+	if (i->refresh_token.len > 0 && p->refresh_token_ttl_us > 0)
+		out->refresh_expires_at = out->refresh_issued_at + p->refresh_token_ttl_us;
+	if (i->access_token.len == 0) {
+		out->due_at = now;
+		out->due_now = true;
+		return;
+	}
 	out->issued_at = i->issued_at;
 	/* Said to be worth nothing is not the same as not said, which policy_expiry would make of a zero. */
 	out->expires_at = known && i->expires_in_us == 0 ? i->issued_at : policy_expiry(p, &life);
-	if (i->refresh_token.len == 0) {
+	if (!provider_renews(p, i->refresh_token.len > 0)) {
 		out->due_at = out->expires_at > now ? out->expires_at : now;
 		out->due_now = out->due_at <= now;
 		return;
 	}
-	out->refresh_issued_at = i->issued_at > 0 ? i->issued_at : now;
-	if (p->refresh_token_ttl_us > 0)
-		out->refresh_expires_at = out->refresh_issued_at + p->refresh_token_ttl_us;
 	const struct policy_due due = {
 		.now = now,
 		.issued_at = out->issued_at,

@@ -56,11 +56,15 @@ int import_parse(const char *s, size_t n, bool with_key, struct import *out, str
  * configured. Adds to `p`; ST_INVALID when anything was added. */
 int import_check(const struct import *i, const struct provider *provider, struct import_problems *p) MUST_USE;
 
+/* What the import is to the connection: it brings tokens (or needs none), or they are to be fetched. */
+enum conn_event import_event(const struct import *i, const struct provider *p);
+
 struct import_times { /* wall us; 0: unknown, INT64_MAX: never */
 	int64_t issued_at, expires_at, refresh_issued_at, refresh_expires_at, due_at;
 	bool due_now;
 };
-/* Without issued_at or expires_in, or with an expiry that is past: due now. Nothing to refresh with: due at the expiry. */
+/* Without issued_at or expires_in, or with an expiry that is past: due now. Nothing to renew
+ * it with: due at the expiry. No access token: due now, and no expiry. */
 void import_plan(const struct import *i, const struct provider *p, const struct policy_margin *m, int64_t now, double unit,
 	struct import_times *out);
 

@@ -22,6 +22,14 @@ const char *client_auth_word(enum client_auth a)
 	return "unknown";
 }
 
+const char *grant_word(enum grant g)
+{
+	switch (g) {
+		GRANT_LIST(WORD_CASE)
+	}
+	return "unknown";
+}
+
 const char *rotation_word(enum rotation r)
 {
 	switch (r) {
@@ -122,6 +130,11 @@ void client_free(struct client *c)
 	buf_fini(&c->secret);
 	signer_unref(c->signer);
 	mem_free(c);
+}
+
+bool provider_renews(const struct provider *p, bool has_refresh_token)
+{
+	return has_refresh_token || (p != NULL && p->grant != GRANT_CODE);
 }
 
 const struct template *provider_refresh_url(const struct provider *p)

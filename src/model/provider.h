@@ -19,6 +19,8 @@
 #define CLIENT_AUTH_LIST(X)                                                                                \
 	X(CLIENT_AUTH_BASIC, "client_secret_basic") X(CLIENT_AUTH_POST, "client_secret_post")              \
 	X(CLIENT_AUTH_JWT, "private_key_jwt") X(CLIENT_AUTH_TLS, "tls_client_auth") X(CLIENT_AUTH_NONE, "none")
+#define GRANT_LIST(X) \
+	X(GRANT_CODE, "authorization_code") X(GRANT_CLIENT, "client_credentials") X(GRANT_PASSWORD, "password")
 #define ROTATION_LIST(X) X(ROTATION_NONE, "none") X(ROTATION_GRACE, "grace") X(ROTATION_STRICT, "strict")
 #define BODY_FORMAT_LIST(X) X(BODY_FORM, "form") X(BODY_JSON, "json") X(BODY_QUERY, "query")
 #define SEND_SCOPE_LIST(X) X(SEND_SCOPE_NEVER, "never") X(SEND_SCOPE_STORED, "stored") X(SEND_SCOPE_LITERAL, "literal")
@@ -26,6 +28,11 @@
 enum client_auth {
 #define X(id, word) id,
 	CLIENT_AUTH_LIST(X)
+#undef X
+};
+enum grant {
+#define X(id, word) id,
+	GRANT_LIST(X)
 #undef X
 };
 enum rotation {
@@ -49,6 +56,7 @@ enum time_unit {
 #undef X
 };
 const char *client_auth_word(enum client_auth a);
+const char *grant_word(enum grant g);
 const char *rotation_word(enum rotation r);
 const char *body_format_word(enum body_format b);
 const char *send_scope_word(enum send_scope s);
@@ -72,13 +80,14 @@ struct provider {
 	char *website;
 	struct strlist unified_apis;
 	enum auth_type auth_type;
+	enum grant grant;
 	struct template *token_url;   /* NULL unless oauth2 */
 	struct template *refresh_url; /* NULL: token_url */
 	bool method_get;
 	enum client_auth client_auth;
 	bool basic_raw; /* do not form-encode id and secret before base64 (off: RFC 6749 2.3.1) */
 	enum body_format body_format;
-	char *grant_type; /* default "refresh_token"; "" leaves it out */
+	char *grant_type; /* default "refresh_token", of a client_credentials grant that word; "" leaves it out */
 	struct named_template *params;
 	size_t n_params;
 	struct strlist omit_params;
@@ -136,6 +145,8 @@ void named_pointers_free(struct named_pointer *v, size_t n);
 void strlist_add(struct strlist *l, const char *s);
 bool strlist_has(const struct strlist *l, const char *s);
 void strlist_fini(struct strlist *l);
+/* Can tokens be had without a person: by a refresh token, or by a grant that needs none? p NULL: not configured. */
+bool provider_renews(const struct provider *p, bool has_refresh_token);
 /* The URL template a refresh goes to. */
 const struct template *provider_refresh_url(const struct provider *p);
 

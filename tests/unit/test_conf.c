@@ -269,6 +269,43 @@ START_TEST(a_plain_provider_has_all_defaults)
 }
 END_TEST
 
+START_TEST(a_grant_settles_other_options)
+{
+	expect_good(BASE "refresh: {timeout: 10s}\n"
+			 "providers:\n"
+			 "  c: {token_url: \"https://a.example/t\", grant: client_credentials}\n"
+			 "  z: {token_url: \"https://a.example/t\", grant: client_credentials, grant_type: account_credentials}\n"
+			 "  w: {token_url: \"https://a.example/t\", grant: password, rotation: none, required_settings: [site, username]}\n");
+	const struct provider *p = conf_provider(loaded, "c");
+	ck_assert_int_eq(p->grant, GRANT_CLIENT);
+	ck_assert_int_eq(p->rotation, ROTATION_NONE);
+	ck_assert_str_eq(p->grant_type, "client_credentials");
+	ck_assert(provider_renews(p, false));
+	ck_assert_str_eq(conf_provider(loaded, "z")->grant_type, "account_credentials");
+	p = conf_provider(loaded, "w");
+	ck_assert_int_eq(p->grant, GRANT_PASSWORD);
+	ck_assert_str_eq(p->grant_type, "refresh_token");
+	ck_assert_uint_eq(p->required_settings.n, 3);
+	ck_assert_str_eq(p->required_settings.v[2], "password");
+	ck_assert(strlist_has(&p->sensitive_settings, "username") && strlist_has(&p->sensitive_settings, "password"));
+	expect_round_trip();
+}
+END_TEST
+
+START_TEST(a_grant_refuses_what_it_cannot_use)
+{
+	static const struct bad bad[] = {
+		{ "grant: implicit}\n", "4:48: grant: \"implicit\" is not one of authorization_code, client_credentials, password" },
+		{ "grant: client_credentials, rotation: strict}\n", "4:78: rotation: is of no use with grant client_credentials" },
+		{ "grant: client_credentials, refresh_token_ttl: 1d}\n", "4:87: refresh_token_ttl: is of no use with grant" },
+		{ "grant: client_credentials, refresh_token_idle_ttl: 1d}\n", "4:92: refresh_token_idle_ttl: is of no use with grant" },
+		{ "grant: client_credentials, refresh_url: \"https://a.example/r\"}\n", "4:81: refresh_url: is of no use with grant" },
+		{ "grant: password, auth_type: basic}\n", "4:48: grant: goes with auth_type oauth2 only" },
+	};
+	expect_bad(BASE "providers:\n  p: {token_url: \"https://a.example/t\", ", bad, sizeof(bad) / sizeof(bad[0]));
+}
+END_TEST
+
 START_TEST(every_option_is_read)
 {
 	static const char text[] =
@@ -1139,6 +1176,8 @@ Suite *unit_suite(void)
 	tcase_set_timeout(t, 120);
 	unit_add(t, the_smallest_file_has_all_defaults);
 	unit_add(t, a_plain_provider_has_all_defaults);
+	unit_add(t, a_grant_settles_other_options);
+	unit_add(t, a_grant_refuses_what_it_cannot_use);
 	unit_add(t, every_option_is_read);
 	unit_add(t, the_sample_is_good_and_so_are_its_commented_lines);
 	unit_add(t, the_manual_names_every_option);

@@ -345,6 +345,120 @@ START_TEST(refresh_url_goes_before_token_url)
 }
 END_TEST
 
+START_TEST(client_credentials_in_every_way)
+{
+	static const char form[] = "grant_type=client_credentials";
+	static const struct {
+		enum client_auth auth;
+		const char *rest, *authorization;
+	} cases[] = {
+		{CLIENT_AUTH_BASIC, "", "Basic aWQrMTpzJTI2dA=="},
+		{CLIENT_AUTH_POST, "&client_id=id+1&client_secret=s%26t", ""},
+		{CLIENT_AUTH_TLS, "&client_id=id+1", ""},
+		{CLIENT_AUTH_NONE, "&client_id=id+1", ""},
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		for (int token = 0; token < 2; token++) {
+			struct fixture x;
+			setup(&x, "https://as.example/token", cases[i].auth);
+			x.p->grant = GRANT_CLIENT;
+			x.p->refresh_url = tmpl("https://as.example/refresh");
+			mem_free(x.p->grant_type);
+			x.p->grant_type = NULL;
+			if (token == 0)
+				x.in.refresh_token_len = 0; /* and one that is there is not sent */
+			build(&x);
+			ck_assert_str_eq(buf_str(&x.req.url), "https://as.example/token");
+			ck_assert_int_eq(strncmp(buf_str(&x.req.body), form, strlen(form)), 0);
+			ck_assert_str_eq(buf_str(&x.req.body) + strlen(form), cases[i].rest);
+			ck_assert_str_eq(header(&x, "Authorization"), cases[i].authorization);
+			done(&x);
+		}
+	}
+}
+END_TEST
+
+START_TEST(client_credentials_with_scope_params_and_a_word_of_its_own)
+{
+	static char scope[] = "a b";
+	struct fixture x;
+
+	setup(&x, "https://as.example/token", CLIENT_AUTH_POST);
+	x.p->grant = GRANT_CLIENT;
+	mem_free(x.p->grant_type);
+	x.p->grant_type = mem_strdup("account_credentials");
+	x.p->send_scope = SEND_SCOPE_LITERAL;
+	x.p->scope = mem_strdup(scope);
+	x.p->body_format = BODY_JSON;
+	x.in.refresh_token_len = 0;
+	x.in.vars.settings = grant_parse_json("{\"id\":\"theirs\"}", 15);
+	PARAM(&x, "client_id", "{settings.id}");
+	build(&x);
+	ck_assert_str_eq(buf_str(&x.req.body), "{\"grant_type\":\"account_credentials\",\"scope\":\"a b\","
+					       "\"client_id\":\"theirs\",\"client_secret\":\"s&t\"}");
+	done(&x);
+}
+END_TEST
+
+START_TEST(password_is_sent_until_there_is_a_refresh_token)
+{
+	static const struct {
+		enum client_auth auth;
+		const char *rest, *authorization;
+	} cases[] = {
+		{CLIENT_AUTH_BASIC, "", "Basic aWQrMTpzJTI2dA=="},
+		{CLIENT_AUTH_POST, "&client_id=id+1&client_secret=s%26t", ""},
+		{CLIENT_AUTH_TLS, "&client_id=id+1", ""},
+		{CLIENT_AUTH_NONE, "&client_id=id+1", ""},
+	};
+	static const char login[] = "grant_type=password&username=m%C3%A9&password=p%26w+%3D";
+	static const char renewal[] = "grant_type=refresh_token&refresh_token=R%2BT%2F%3D";
+	static const char settings[] = "{\"username\":\"m\xc3\xa9\",\"password\":\"p&w =\"}";
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct fixture x;
+		setup(&x, "https://as.example/token", cases[i].auth);
+		x.p->grant = GRANT_PASSWORD;
+		x.p->refresh_url = tmpl("https://as.example/refresh");
+		x.in.vars.settings = grant_parse_json(settings, strlen(settings));
+		build(&x);
+		ck_assert_str_eq(buf_str(&x.req.url), "https://as.example/refresh");
+		ck_assert_int_eq(strncmp(buf_str(&x.req.body), renewal, strlen(renewal)), 0);
+		ck_assert_str_eq(buf_str(&x.req.body) + strlen(renewal), cases[i].rest);
+		x.in.refresh_token_len = 0;
+		build(&x);
+		ck_assert_str_eq(buf_str(&x.req.url), "https://as.example/token");
+		ck_assert_int_eq(strncmp(buf_str(&x.req.body), login, strlen(login)), 0);
+		ck_assert_str_eq(buf_str(&x.req.body) + strlen(login), cases[i].rest);
+		ck_assert_str_eq(header(&x, "Authorization"), cases[i].authorization);
+		ck_assert(x.req.body.secret);
+		done(&x);
+	}
+}
+END_TEST
+
+START_TEST(what_a_grant_needs_is_named)
+{
+	static const char *const settings[] = {"{\"username\":\"u\"}", "{\"username\":\"u\",\"password\":\"\"}",
+		"{\"username\":\"u\",\"password\":7}"};
+	struct fixture x;
+
+	setup(&x, "https://as.example/token", CLIENT_AUTH_BASIC);
+	x.in.refresh_token_len = 0;
+	refused(&x, ST_INVALID, "no refresh token");
+	x.p->grant = GRANT_PASSWORD;
+	refused(&x, ST_NOT_FOUND, "\"username\" is missing");
+	for (size_t i = 0; i < 3; i++) {
+		x.in.vars.settings = grant_parse_json(settings[i], strlen(settings[i]));
+		refused(&x, ST_NOT_FOUND, "\"password\" is missing");
+		grant_parse_free(x.in.vars.settings);
+	}
+	x.in.vars.settings = NULL;
+	done(&x);
+}
+END_TEST
+
 START_TEST(headers_are_guarded)
 {
 	static const struct {
@@ -524,6 +638,10 @@ Suite *unit_suite(void)
 	unit_add(t, templates_in_url_params_and_headers);
 	unit_add(t, a_url_that_a_value_breaks_is_that_connections_trouble);
 	unit_add(t, refresh_url_goes_before_token_url);
+	unit_add(t, client_credentials_in_every_way);
+	unit_add(t, client_credentials_with_scope_params_and_a_word_of_its_own);
+	unit_add(t, password_is_sent_until_there_is_a_refresh_token);
+	unit_add(t, what_a_grant_needs_is_named);
 	unit_add(t, headers_are_guarded);
 	unit_add(t, limits);
 	unit_add(t, bytes_that_json_cannot_carry_are_refused);

@@ -179,6 +179,34 @@ START_TEST(the_service_decides_what_is_needed)
 }
 END_TEST
 
+START_TEST(a_grant_of_its_own_needs_no_tokens)
+{
+	struct import_times t;
+	ck_ok(parse("{" KEY "}"));
+	ck_assert_int_eq(import_event(&im, &keyed), CE_IMPORTED);
+	for (int g = GRANT_CLIENT; g <= GRANT_PASSWORD; g++) {
+		xero.grant = (enum grant)g;
+		ck_ok(parse("{" KEY "}"));
+		ck_ok(import_check(&im, &xero, &problems));
+		ck_assert_int_eq(import_event(&im, &xero), CE_ADDED);
+		import_plan(&im, &xero, &margin, NOW, 0.0, &t);
+		ck_assert(t.due_now && t.due_at == NOW);
+		ck_assert_int_eq(t.expires_at, 0);
+		ck_assert_int_eq(t.refresh_issued_at, 0);
+		/* With a token that lives it is renewed before its end, without a refresh token, too. */
+		ck_ok(parse("{" KEY ",\"credentials\":{\"access_token\":\"a\",\"issued_at\":\"2026-01-01T00:00:00Z\",\"expires_in\":3600}}"));
+		ck_ok(import_check(&im, &xero, &problems));
+		ck_assert_int_eq(import_event(&im, &xero), CE_IMPORTED);
+		import_plan(&im, &xero, &margin, NOW, 0.0, &t);
+		ck_assert_int_eq(t.due_at, NOW + 3300 * US_PER_S);
+		ck_assert_int_eq(t.refresh_issued_at, 0);
+		ck_ok(parse("{" KEY "," TOKENS "}"));
+		ck_assert_int_eq(import_check(&im, &xero, &problems), g == GRANT_CLIENT ? ST_INVALID : 0);
+		ck_assert(g != GRANT_CLIENT || named("credentials.refresh_token"));
+	}
+}
+END_TEST
+
 static struct import_times plan(const char *credentials)
 {
 	struct import_times t;
@@ -277,6 +305,7 @@ Suite *unit_suite(void)
 	unit_add(t, what_is_no_json_object_is_refused);
 	unit_add(t, problems_beyond_the_room_are_counted_as_more);
 	unit_add(t, the_service_decides_what_is_needed);
+	unit_add(t, a_grant_of_its_own_needs_no_tokens);
 	unit_add(t, what_is_known_is_planned);
 	unit_add(t, missing_or_past_times_are_due_now);
 	unit_add(t, without_a_refresh_token_it_is_due_at_its_end);

@@ -203,6 +203,9 @@ START_TEST(words_are_those_of_the_configuration)
 	ck_assert_str_eq(body_format_word(BODY_JSON), "json");
 	ck_assert_str_eq(body_format_word(BODY_QUERY), "query");
 	ck_assert_str_eq(body_format_word((enum body_format)99), "unknown");
+	ck_assert_str_eq(grant_word(GRANT_CODE), "authorization_code");
+	ck_assert_str_eq(grant_word(GRANT_CLIENT), "client_credentials");
+	ck_assert_str_eq(grant_word(GRANT_PASSWORD), "password");
 	ck_assert_str_eq(send_scope_word(SEND_SCOPE_NEVER), "never");
 	ck_assert_str_eq(send_scope_word(SEND_SCOPE_STORED), "stored");
 	ck_assert_str_eq(send_scope_word(SEND_SCOPE_LITERAL), "literal");
