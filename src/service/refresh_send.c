@@ -199,7 +199,7 @@ static void send_request(struct attempt *a)
 		.provider = a->provider,
 		.client = a->client,
 		.refresh_token = buf_str(&a->facts.refresh_token),
-		.refresh_token_len = a->facts.refresh_token.len,
+		.refresh_token_len = settle_uses_refresh_token(&a->facts, a->provider) ? a->facts.refresh_token.len : 0,
 		.scope = a->facts.scope,
 		.vars = { .settings = a->facts.settings, .metadata = a->facts.metadata, .capture = a->facts.captured },
 	};

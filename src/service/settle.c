@@ -197,6 +197,21 @@ static int happen(const struct settle_facts *x, const struct provider *p, enum c
 	return to.event == EVENT_NONE ? 0 : build_event(x, p, out);
 }
 
+/* ---------------------------------------------------------------- what is presented */
+
+bool settle_uses_refresh_token(const struct settle_facts *x, const struct provider *p)
+{
+	if (x->refresh_token.len == 0 || p->grant == GRANT_CLIENT)
+		return false;
+	return p->grant != GRANT_PASSWORD || x->reason != REASON_INVALID_GRANT;
+}
+
+/* Only a refresh token can be used up. */
+static enum rotation rotation_of(const struct settle_facts *x, const struct provider *p)
+{
+	return settle_uses_refresh_token(x, p) ? p->rotation : ROTATION_NONE;
+}
+
 /* ---------------------------------------------------------------- success */
 
 static void add_members(struct json_object *to, struct json_object *from)
@@ -222,11 +237,16 @@ static int seal_captured(const struct settle_facts *x, struct keyring *k, const 
 	return e;
 }
 
-static int seal_tokens(const struct settle_facts *x, struct keyring *k, const struct grant_result *g, struct settle_record *out)
+/* A refresh token that was refused before the password was taken is forgotten; one that the grant has no use for stays as it is. */
+static int seal_tokens(const struct settle_facts *x, struct keyring *k, const struct provider *p, const struct grant_result *g,
+	struct settle_record *out)
 {
 	int64_t version = x->token_version + 1;
-	bool rotated = g->refresh_token.len > 0 && !buf_equals(&x->refresh_token, g->refresh_token.data, g->refresh_token.len);
-	const struct buf *refresh = rotated ? &g->refresh_token : &x->refresh_token;
+	const struct buf none = BUF_INIT(1);
+	bool kept = settle_uses_refresh_token(x, p) || p->grant == GRANT_CLIENT;
+	bool rotated = p->grant != GRANT_CLIENT && g->refresh_token.len > 0 &&
+		       !buf_equals(&x->refresh_token, g->refresh_token.data, g->refresh_token.len);
+	const struct buf *refresh = rotated ? &g->refresh_token : kept ? &x->refresh_token : &none;
 	int e = seal_column(k, SEAL_ACCESS_TOKEN, x->id, version, g->access_token.data, g->access_token.len, &out->access_token);
 	if (e == 0 && refresh->len > 0)
 		e = seal_column(k, SEAL_REFRESH_TOKEN, x->id, version, refresh->data, refresh->len, &out->refresh_token);
@@ -237,8 +257,9 @@ static int seal_tokens(const struct settle_facts *x, struct keyring *k, const st
 }
 
 static void set_times(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
-	int64_t started_at, int64_t now, struct store_result *r)
+	int64_t started_at, int64_t now, struct settle_record *out)
 {
+	struct store_result *r = &out->result;
 	bool rotated = g->refresh_token.len > 0;
 	const struct policy_life life = {
 		.now = now,
@@ -255,6 +276,8 @@ static void set_times(const struct settle_facts *x, const struct conf *c, const 
 		r->refresh_expires_at = g->refresh_expires_at_us;
 	else if (rotated && p->refresh_token_ttl_us != 0)
 		r->refresh_expires_at = started_at + p->refresh_token_ttl_us;
+	if (out->refresh_token.len == 0)
+		r->refresh_issued_at = r->refresh_expires_at = 0;
 	const struct policy_margin margin = { .margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction };
 	const struct policy_due due = {
 		.now = now,
@@ -272,7 +295,7 @@ static int settle_refreshed(const struct settle_facts *x, const struct conf *c, 
 	int64_t started_at, int64_t now, struct settle_record *out)
 {
 	struct store_result *r = &out->result;
-	int e = seal_tokens(x, c->keyring, g, out);
+	int e = seal_tokens(x, c->keyring, p, g, out);
 	if (e != 0)
 		return e;
 	r->has_token = true;
@@ -286,8 +309,8 @@ static int settle_refreshed(const struct settle_facts *x, const struct conf *c, 
 	}
 	if (g->scope.len > 0)
 		r->scope = out->scope = mem_strdup(buf_str(&g->scope));
-	set_times(x, c, p, g, started_at, now, r);
-	if (out->refresh_token.len == 0)
+	set_times(x, c, p, g, started_at, now, out);
+	if (!provider_renews(p, out->refresh_token.len > 0))
 		r->due_at = r->expires_at; /* nothing to refresh with: it can only expire */
 	r->doubts = 0;
 	if (x->health == HEALTH_OK && x->state == CONN_CALLABLE && x->failures == 0 && x->reason == REASON_NONE)
@@ -316,15 +339,16 @@ static int settle_dead(const struct settle_facts *x, const struct provider *p, e
 /* When an unanswered token may be presented again. Strict providers may have rotated it: once more soon (the request is over, so
  * nobody else holds it), then at the pace of any other failure, which costs nothing that is not lost already. Inside a
  * grace window the old token still works, so be quick. */
-static int64_t doubt_retry_us(const struct provider *p, int doubts, int failures)
+static int64_t doubt_retry_us(const struct settle_facts *x, const struct provider *p, int doubts, int failures)
 {
+	enum rotation rotation = rotation_of(x, p);
 	double unit = sys_random_unit();
 	int64_t backoff = policy_retry_us((unsigned)failures, 0, unit);
-	if (p->rotation == ROTATION_NONE || doubts > 3)
+	if (rotation == ROTATION_NONE || doubts > 3)
 		return backoff;
 	if (doubts == 1)
 		return (int64_t)(US_PER_S / 4 + unit * (double)US_PER_S / 4);
-	if (p->rotation == ROTATION_GRACE && p->rotation_grace_us > 0 && backoff > p->rotation_grace_us / 4)
+	if (rotation == ROTATION_GRACE && p->rotation_grace_us > 0 && backoff > p->rotation_grace_us / 4)
 		return p->rotation_grace_us / 4;
 	return backoff;
 }
@@ -334,7 +358,7 @@ static int settle_failed(const struct settle_facts *x, const struct conf *c, con
 {
 	struct store_result *r = &out->result;
 	bool doubt = g->outcome == OUTCOME_IN_DOUBT || g->outcome == OUTCOME_MALFORMED;
-	if (doubt && p->rotation != ROTATION_NONE && x->doubts < DOUBTS_MAX)
+	if (doubt && rotation_of(x, p) != ROTATION_NONE && x->doubts < DOUBTS_MAX)
 		r->doubts = x->doubts + 1;
 	int64_t since = x->first_failed_at != 0 ? x->first_failed_at : now;
 	/* Only an answer that is missing now says that a rotation may have been lost; an earlier doubt alone does not. */
@@ -344,10 +368,21 @@ static int settle_failed(const struct settle_facts *x, const struct conf *c, con
 	r->failures = x->failures + 1;
 	r->first_failed_at = since;
 	r->last_failed_at = now;
-	int64_t wait = g->outcome == OUTCOME_IN_DOUBT ? doubt_retry_us(p, r->doubts, r->failures)
+	int64_t wait = g->outcome == OUTCOME_IN_DOUBT ? doubt_retry_us(x, p, r->doubts, r->failures)
 						      : policy_retry_us((unsigned)r->failures, g->retry_after_us, sys_random_unit());
 	r->due_at = now + wait;
 	return happen(x, p, CE_FAILED, now, out);
+}
+
+/* The refresh token is dead and there is a password: with that, at once. The reason says so to the next attempt. */
+static void settle_log_in_again(const struct settle_facts *x, int64_t now, struct settle_record *out)
+{
+	struct store_result *r = &out->result;
+	r->touch = true;
+	r->reason = REASON_INVALID_GRANT;
+	r->updated_at = now > x->updated_at ? now : x->updated_at + 1;
+	r->doubts = 0;
+	r->due_at = now;
 }
 
 /* Nothing was wrong with the connection: come back later, mark nothing. */
@@ -384,8 +419,12 @@ int settle_answer(const struct settle_facts *x, const struct conf *c, const stru
 	case OUTCOME_REFRESHED:
 		return settle_refreshed(x, c, p, g, started_at, now, out);
 	case OUTCOME_GRANT_DEAD:
+		if (p->grant == GRANT_PASSWORD && settle_uses_refresh_token(x, p)) {
+			settle_log_in_again(x, now, out);
+			return 0;
+		}
 		/* Refused after an unanswered presentation: the rotation took place and its answer never came. */
-		return settle_dead(x, p, x->doubts > 0 && p->rotation != ROTATION_NONE ? REASON_ROTATION_LOST : g->reason, now, out);
+		return settle_dead(x, p, x->doubts > 0 && rotation_of(x, p) != ROTATION_NONE ? REASON_ROTATION_LOST : g->reason, now, out);
 	case OUTCOME_CLIENT_BROKEN:
 		settle_refused(x, now, out);
 		return 0;
@@ -419,7 +458,7 @@ enum settle_verdict settle_before_send(const struct settle_facts *x, const struc
 		*due_at = now + 30 * US_PER_S;
 		return SETTLE_RELEASE;
 	}
-	if (x->refresh_token.len > 0)
+	if (provider_renews(p, x->refresh_token.len > 0))
 		return SETTLE_SEND;
 	if (x->expires_at > now) {
 		*due_at = x->expires_at;

@@ -47,6 +47,10 @@ struct settle_record {
 void settle_record_init(struct settle_record *r);
 void settle_record_fini(struct settle_record *r);
 
+/* Is the refresh token what the next request presents? Not where the grant knows none, and not where it was refused and the grant can
+ * do without. `p` not NULL. */
+bool settle_uses_refresh_token(const struct settle_facts *x, const struct provider *p);
+
 /* An answer (or its absence). `started_at`: wall time the request was sent. `raw`: the body of a reply that could not be
  * read, kept sealed; NULL otherwise. ST_CRYPTO or ST_FULL when sealing fails (a bug or a broken library: nothing is lost, the
  * journal still has the reply). */
@@ -59,7 +63,7 @@ enum settle_verdict {
 	SETTLE_RECORD,	/* `out` is to be persisted instead */
 	SETTLE_RELEASE, /* give the claim back with *due_at (0: unchanged) */
 };
-/* Checks before a send: enabled, oauth2, a refresh token, a provider and a client. */
+/* Checks before a send: enabled, oauth2, a provider and a client, a refresh token where the grant needs one. */
 enum settle_verdict settle_before_send(const struct settle_facts *x, const struct provider *p, const struct client *c, int64_t now,
 	struct settle_record *out, int64_t *due_at);
 /* What is sealed cannot be opened (a key is missing from the keyring, or the bytes were damaged): failing, not dead, until the retry

@@ -152,16 +152,18 @@ static const struct pgstmt SQL_EVENT = {
 	" VALUES ($1, $2, $3, $4, $5, $6, $7, now()) ON CONFLICT DO NOTHING",
 };
 
-/* Due times come before expiries, so whatever has expired is at the front of the due index. */
+/* Due times come before expiries, so whatever has expired is at the front of the due index. What is due at its expiry has
+ * nothing to be renewed with. */
 static const struct pgstmt SQL_GAUGES = {
 	"refresh_gauges",
-	"WITH first AS MATERIALIZED (SELECT slot, connection_id FROM refreshd.schedule WHERE due_at < 'infinity'"
+	"WITH first AS MATERIALIZED (SELECT slot, connection_id, due_at FROM refreshd.schedule WHERE due_at < 'infinity'"
 	" ORDER BY due_at LIMIT 2000)"
 	" SELECT count(*) FILTER (WHERE k.expires_at <= now()),"
 	" extract(epoch FROM min(k.expires_at) - now())::float8,"
 	" (SELECT count(*) FROM refreshd.orphan_token WHERE resolved_at IS NULL)"
 	" FROM first JOIN refreshd.connection n USING (slot, connection_id) JOIN refreshd.credential k USING (slot, connection_id)"
-	" WHERE n.enabled AND n.health = 'ok' AND n.state = 'callable' AND k.refresh_token IS NOT NULL",
+	" WHERE n.enabled AND n.health = 'ok' AND n.state = 'callable'"
+	" AND (k.refresh_token IS NOT NULL OR first.due_at < k.expires_at)",
 };
 static const struct pgstmt SQL_STATES = {
 	"refresh_states",

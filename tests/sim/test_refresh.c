@@ -76,6 +76,39 @@ START_TEST(absent_refresh_token_keeps_the_old_one)
 }
 END_TEST
 
+START_TEST(client_credentials_are_renewed_without_a_refresh_token)
+{
+	struct world *w = start("grant: client_credentials, params: {who: c1}");
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(300));
+	r->refresh_len = 0;
+	world_refresh(w, r);
+	ck_assert_str_eq(w->last_sent, "c1");
+	ck_assert_int_eq(r->refreshes, 1);
+	ck_assert_uint_eq(r->refresh_len, 0);
+	ck_assert_int_gt(r->due_at, sys_wall_us() + SECONDS(3600 - 400));
+	ck_assert_int_lt(r->due_at, r->expires_at - SECONDS(290));
+	ck_assert_uint_eq(fake_journal_appended(), 1);
+	/* A lost answer and a fault: retried, nothing is given up, no doubt is counted. */
+	w->script[0] = ANSWER_CUT_AFTER;
+	w->script[1] = ANSWER_502;
+	w->n_script = 2;
+	world_refresh(w, r);
+	ck_assert_int_eq(r->health, HEALTH_PENDING);
+	ck_assert_int_eq(r->doubts, 0);
+	world_refresh(w, r);
+	world_refresh(w, r);
+	ck_assert_int_eq(r->refreshes, 2);
+	ck_assert_int_eq(r->health, HEALTH_OK);
+	/* Past its end it is renewed all the same. */
+	fake_loop_run_for(w->loop, HOURS(3));
+	world_refresh(w, r);
+	ck_assert_int_eq(r->refreshes, 3);
+	ck_assert_int_eq(r->state, CONN_CALLABLE);
+	ck_assert_uint_eq(w->sent, 5);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(stale_hint_costs_an_empty_claim)
 {
 	struct world *w = start(STRICT);
@@ -1120,6 +1153,7 @@ Suite *unit_suite(void)
 	tcase_set_timeout(t, 60);
 	unit_add(t, one_request_for_one_claim);
 	unit_add(t, absent_refresh_token_keeps_the_old_one);
+	unit_add(t, client_credentials_are_renewed_without_a_refresh_token);
 	unit_add(t, stale_hint_costs_an_empty_claim);
 	unit_add(t, one_claim_at_a_time_and_none_for_what_is_in_hand);
 	unit_add(t, unknown_claim_sends_nothing_and_gives_the_lease_back);

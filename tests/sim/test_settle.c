@@ -294,6 +294,78 @@ START_TEST(before_a_send)
 }
 END_TEST
 
+START_TEST(client_credentials_go_without_a_refresh_token)
+{
+	struct bench t;
+	int64_t due;
+	start(&t, "grant: client_credentials");
+	const struct client *c = conf_client(t.conf, "app", "sim");
+	ck_assert(!settle_uses_refresh_token(&t.x, t.p));
+	buf_reset(&t.x.refresh_token);
+	t.x.expires_at = sys_wall_us() - 1;
+	ck_assert_int_eq(settle_before_send(&t.x, t.p, c, sys_wall_us(), &t.out, &due), SETTLE_SEND);
+	ck_ok(buf_puts(&t.g.access_token, "at"));
+	ck_ok(buf_puts(&t.g.refresh_token, "unasked"));
+	t.g.expires_at_us = sys_wall_us() + SECONDS(3600);
+	const struct store_result *r = answer(&t, OUTCOME_REFRESHED, REASON_NONE);
+	opens_to(&t, SEAL_ACCESS_TOKEN, r->access_token, "at");
+	ck_assert_uint_eq(r->refresh_token->len, 0);
+	ck_assert_uint_eq(r->previous_refresh_token->len, 0);
+	ck_assert_int_eq(r->refresh_issued_at, 0);
+	ck_assert_int_le(r->due_at, r->expires_at - SECONDS(300));
+	ck_assert_int_ge(r->due_at, r->expires_at - SECONDS(330));
+	/* Nothing rotates: no doubt is counted, and a refusal is that of the grant. */
+	r = answer(&t, OUTCOME_IN_DOUBT, REASON_NO_ANSWER);
+	ck_assert_int_eq(r->doubts, 0);
+	ck_assert_int_eq(r->event, EVENT_REFRESH_PENDING);
+	t.x.doubts = 3;
+	r = answer(&t, OUTCOME_GRANT_DEAD, REASON_INVALID_GRANT);
+	ck_assert_int_eq(r->reason, REASON_INVALID_GRANT);
+	ck_assert_int_eq(r->due_at, TIME_NEVER);
+	stop(&t);
+}
+END_TEST
+
+START_TEST(a_refused_refresh_token_leaves_the_password)
+{
+	struct bench t;
+	start(&t, "grant: password, rotation: strict");
+	t.x.doubts = 1;
+	ck_assert(settle_uses_refresh_token(&t.x, t.p));
+	const struct store_result *r = answer(&t, OUTCOME_GRANT_DEAD, REASON_INVALID_GRANT);
+	ck_assert_int_eq(r->due_at, sys_wall_us());
+	ck_assert(r->touch);
+	ck_assert_int_eq(r->reason, REASON_INVALID_GRANT);
+	ck_assert_int_eq(r->health, HEALTH_OK);
+	ck_assert_int_eq(r->event, EVENT_NONE);
+	ck_assert_int_eq(r->doubts, 0);
+	t.x.reason = r->reason;
+	t.x.doubts = 0;
+	ck_assert(!settle_uses_refresh_token(&t.x, t.p));
+	/* Unanswered, it is an ordinary failure; refused, the connection is dead. */
+	r = answer(&t, OUTCOME_IN_DOUBT, REASON_NO_ANSWER);
+	ck_assert_int_eq(r->doubts, 0);
+	r = answer(&t, OUTCOME_GRANT_DEAD, REASON_INVALID_GRANT);
+	ck_assert_int_eq(r->due_at, TIME_NEVER);
+	ck_assert_int_eq(r->event, EVENT_REFRESH_FAILED);
+	/* The dead token is forgotten with the success of the password, and its end with it. */
+	t.x.refresh_expires_at = sys_wall_us() + SECONDS(400);
+	ck_ok(buf_puts(&t.g.access_token, "at"));
+	t.g.expires_at_us = sys_wall_us() + SECONDS(3600);
+	r = answer(&t, OUTCOME_REFRESHED, REASON_NONE);
+	ck_assert_uint_eq(r->refresh_token->len, 0);
+	ck_assert_int_eq(r->refresh_expires_at, 0);
+	ck_assert_int_eq(r->reason, REASON_NONE);
+	ck_assert_int_eq(r->event, EVENT_NONE);
+	ck_assert_int_ge(r->due_at, r->expires_at - SECONDS(330));
+	ck_assert_int_le(r->due_at, r->expires_at - SECONDS(300));
+	ck_ok(buf_puts(&t.g.refresh_token, "new"));
+	r = answer(&t, OUTCOME_REFRESHED, REASON_NONE);
+	opens_to(&t, SEAL_REFRESH_TOKEN, r->refresh_token, "new");
+	stop(&t);
+}
+END_TEST
+
 START_TEST(missing_settings_wait_for_a_change)
 {
 	struct bench t;
@@ -387,6 +459,8 @@ Suite *unit_suite(void)
 	unit_add(t, what_cannot_be_opened_is_failing_and_says_so);
 	unit_add(t, refused_client_touches_nothing_and_comes_back_before_expiry);
 	unit_add(t, before_a_send);
+	unit_add(t, client_credentials_go_without_a_refresh_token);
+	unit_add(t, a_refused_refresh_token_leaves_the_password);
 	unit_add(t, missing_settings_wait_for_a_change);
 	unit_add(t, a_field_that_an_answer_leaves_out_stays_captured);
 	unit_add(t, settings_are_wiped_with_the_facts);
