@@ -383,6 +383,7 @@ static void realm_stats_json(struct jsonw *w, const struct realm *r)
 		{"families", r->family_count},
 		{"requests", st->requests},
 		{"refresh_ok", st->refresh_ok},
+		{"logins", st->logins},
 		{"rotated", st->rotated},
 		{"reused_in_grace", st->reused_in_grace},
 		{"static_ok", st->static_ok},

@@ -48,6 +48,9 @@ static int set_choice(struct realm *r, const char *key, const char *value, struc
 		{"empty", STATIC_EMPTY}, {"same", STATIC_SAME}, {NULL, 0}};
 	static const struct choice bodies[] = {{"any", BODY_ANY}, {"form", BODY_FORM}, {"json", BODY_JSON},
 		{"query", BODY_QUERY}, {NULL, 0}};
+	static const struct choice logins[] = {{"none", LOGIN_NONE}, {"client_credentials", LOGIN_CLIENT},
+		{"password", LOGIN_PASSWORD}, {NULL, 0}};
+	static const struct choice yes_no[] = {{"no", 0}, {"yes", 1}, {NULL, 0}};
 	static const struct choice commits[] = {{"early", 0}, {"late", 1}, {NULL, 0}};
 	int v = 0, rc;
 	if (strcmp(key, "mode") == 0) {
@@ -62,6 +65,12 @@ static int set_choice(struct realm *r, const char *key, const char *value, struc
 	} else if (strcmp(key, "body") == 0) {
 		if ((rc = choose(bodies, key, value, &v, f)) == 0)
 			r->body = (enum body_kind)v;
+	} else if (strcmp(key, "login") == 0) {
+		if ((rc = choose(logins, key, value, &v, f)) == 0)
+			r->login = (enum login)v;
+	} else if (strcmp(key, "login_rt") == 0) {
+		if ((rc = choose(yes_no, key, value, &v, f)) == 0)
+			r->login_rt = v == 1;
 	} else if (strcmp(key, "commit") == 0) {
 		if ((rc = choose(commits, key, value, &v, f)) == 0)
 			r->commit_late = v == 1;
@@ -123,6 +132,10 @@ static int set_text(struct realm *r, const char *key, const char *value, struct 
 		slot = &r->rt_param;
 	else if (strcmp(key, "scope") == 0)
 		slot = &r->scope;
+	else if (strcmp(key, "username") == 0)
+		slot = &r->username;
+	else if (strcmp(key, "password") == 0)
+		slot = &r->password;
 	else if (strcmp(key, "jwt_key") == 0)
 		return auth_load_key(r, value, f);
 	else
@@ -183,6 +196,9 @@ int realm_open(struct sim *s, const char *name, struct realm **out, struct fault
 		r->at_overlap = true;
 		r->client_id = mem_strdup("client");
 		r->client_secret = mem_strdup("secret");
+		r->username = mem_strdup("user");
+		r->password = mem_strdup("password");
+		r->login_rt = true;
 		r->grant = mem_strdup("refresh_token");
 		r->rt_param = mem_strdup("refresh_token");
 		TAILQ_INIT(&r->rules);
@@ -244,6 +260,8 @@ void realms_free(struct sim *s)
 		mem_free(r->families);
 		mem_free(r->client_id);
 		mem_free(r->client_secret);
+		mem_free(r->username);
+		mem_free(r->password);
 		mem_free(r->jwt_aud);
 		mem_free(r->grant);
 		mem_free(r->rt_param);

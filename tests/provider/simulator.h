@@ -82,6 +82,7 @@ int form_i64(const struct form *f, const char *name, int64_t fallback, int64_t *
 enum mode { MODE_STRICT, MODE_GRACE, MODE_STATIC };
 enum auth { AUTH_BASIC, AUTH_POST, AUTH_JWT, AUTH_NONE, AUTH_ANY, AUTH_TLS };
 enum static_reply { STATIC_ABSENT, STATIC_NULL, STATIC_EMPTY, STATIC_SAME };
+enum login { LOGIN_NONE, LOGIN_CLIENT, LOGIN_PASSWORD };
 enum body_kind { BODY_ANY, BODY_FORM, BODY_JSON, BODY_QUERY };
 
 /* 32 bytes, so that ten million of them fit in 320 MB. Static mode: the token stays generation 1, gen counts
@@ -104,7 +105,7 @@ struct error_count {
 
 struct realm_stats {
 	uint64_t requests, refresh_ok, rotated, reused_in_grace, static_ok, reuse_detected, families_revoked;
-	uint64_t overlaps, unknown_tokens, client_refused, rate_limited, faults, down_refused;
+	uint64_t logins, overlaps, unknown_tokens, client_refused, rate_limited, faults, down_refused;
 	uint64_t redirect_followed, redirect_secret_seen, not_delivered;
 	uint64_t in_flight, max_in_flight, conns_open, conns_accepted, conns_max;
 	struct error_count errors[ERROR_CODES];
@@ -121,10 +122,11 @@ struct realm {
 	enum auth auth;
 	enum static_reply static_reply;
 	enum body_kind body;
-	bool commit_late, at_overlap;
+	enum login login; /* the grant by which whoever comes may begin a new family */
+	bool commit_late, at_overlap, login_rt;
 	int64_t grace_us, at_ttl_s, delay_us, jitter_us;
 	size_t rt_len, at_len;
-	char *client_id, *client_secret, *jwt_aud, *grant, *rt_param, *scope;
+	char *client_id, *client_secret, *jwt_aud, *grant, *rt_param, *scope, *username, *password;
 	void *jwt_key; /* EVP_PKEY */
 	struct jti_set *jtis;
 	double rate, burst, tokens; /* rate 0 = no limit */

@@ -53,11 +53,11 @@ void granted_body(struct sim *s, const struct realm *r, struct buf *out)
 	put(buf_putc(out, '}'));
 }
 
-static void grant(struct conn *c, struct realm *realm, uint32_t family)
+static void grant(struct conn *c, struct realm *realm, uint32_t family, bool with_rt)
 {
 	struct sim *s = c->sim;
 	const struct family *f = &realm->families[family];
-	s->granted.has_rt = realm->mode != MODE_STATIC || realm->static_reply == STATIC_SAME;
+	s->granted.has_rt = with_rt;
 	s->granted.expires_in = realm->at_ttl_s;
 	token_make(s, realm, family, family_live(realm, family), f->gen, s->granted.rt, s->granted.at);
 	reply_reset(&s->reply, 200, "application/json");
@@ -88,13 +88,45 @@ static bool judge(struct conn *c, struct realm *realm)
 		realm->stats.rotated += o == OUT_ROTATED;
 		realm->stats.reused_in_grace += o == OUT_GRACE;
 		realm->stats.static_ok += o == OUT_STATIC;
-		grant(c, realm, p->family);
+		grant(c, realm, p->family, realm->mode != MODE_STATIC || realm->static_reply == STATIC_SAME);
 		return true;
 	}
 	realm->stats.reuse_detected += o == OUT_REUSE;
 	realm->stats.unknown_tokens += o == OUT_UNKNOWN;
 	refuse(c, realm, 400, "invalid_grant", words[o].why);
 	return false;
+}
+
+/* A grant without a refresh token begins a family; true when the answer is a grant. */
+static bool log_in(struct conn *c, struct realm *realm)
+{
+	const struct form *form = &c->sim->form;
+	const char *user = form_get(form, "username", NULL), *password = form_get(form, "password", NULL);
+	uint32_t family;
+	struct fault f;
+	if (realm->login == LOGIN_PASSWORD && (user == NULL || password == NULL)) {
+		refuse(c, realm, 400, "invalid_request", "username or password is missing");
+		return false;
+	}
+	if (realm->login == LOGIN_PASSWORD &&
+		(strcmp(user, realm->username) != 0 || strcmp(password, realm->password) != 0)) {
+		refuse(c, realm, 400, "invalid_grant", "wrong username or password");
+		return false;
+	}
+	if (realm_mint(realm, 1, sys_wall_us() + realm->at_ttl_s * US_PER_S, &family, &f) != 0) {
+		refuse(c, realm, 503, "temporarily_unavailable", "too many families");
+		return false;
+	}
+	realm->stats.logins++;
+	grant(c, realm, family, realm->login == LOGIN_PASSWORD && realm->login_rt);
+	return true;
+}
+
+static bool is_login(const struct realm *realm, const char *grant_type)
+{
+	static const char *const words[] = {
+		[LOGIN_NONE] = "", [LOGIN_CLIENT] = "client_credentials", [LOGIN_PASSWORD] = "password"};
+	return realm->login != LOGIN_NONE && strcmp(grant_type, words[realm->login]) == 0;
 }
 
 static bool decide(struct conn *c, struct realm *realm, const struct request *r)
@@ -110,6 +142,8 @@ static bool decide(struct conn *c, struct realm *realm, const struct request *r)
 		return false;
 	}
 	c->p.outcome = "bad_request";
+	if (grant_type != NULL && c->p.realm == NULL && is_login(realm, grant_type))
+		return log_in(c, realm);
 	if (grant_type == NULL || c->p.realm == NULL) {
 		refuse(c, realm, 400, "invalid_request", "grant_type or refresh_token is missing");
 		return false;
