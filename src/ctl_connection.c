@@ -88,10 +88,11 @@ static void print_health(const struct vault_connection *n)
 	time_line("last failure", n->last_failed_at);
 }
 
-static void print_tokens(const struct vault_connection *n)
+static void print_tokens(const struct ctl *c, const struct vault_connection *n)
 {
+	bool renews = provider_renews(conf_provider(c->conf, n->service_id), n->has_refresh_token);
 	line("access token", n->has_access_token ? "there, sealed" : "none");
-	line("refresh token", n->has_refresh_token ? "there, sealed" : "none: it can only expire");
+	line("refresh token", n->has_refresh_token ? "there, sealed" : renews ? "none: its grant needs none" : "none: it can only expire");
 	if (n->token_type != NULL)
 		line("token type", n->token_type);
 	if (n->scope != NULL)
@@ -130,7 +131,7 @@ static int on_show(void *arg, const struct vault_connection *n)
 		line("enabled", "no");
 	print_health(n);
 	if (strcmp(n->auth_type, "oauth2") == 0)
-		print_tokens(n);
+		print_tokens(c, n);
 	time_line("created", n->created_at);
 	time_line("updated", n->updated_at);
 	if (n->has_settings)
@@ -281,6 +282,7 @@ static void json_provider(struct jsonw *w, const struct conf *conf, const char *
 		for (size_t i = 0; i < p->unified_apis.n; i++)
 			jsonw_str(w, NULL, p->unified_apis.v[i]);
 		jsonw_array_end(w);
+		jsonw_str(w, "grant", grant_word(p->grant));
 		jsonw_str(w, "rotation", rotation_word(p->rotation));
 		jsonw_double(w, "rate_per_second", p->rate_per_s);
 		jsonw_int(w, "max_in_flight", p->max_in_flight);

@@ -76,13 +76,13 @@ static int print_outcome(const struct ctl *c, enum outcome o, const struct vault
 	return ctl_complain("refresh: no outcome in time; the connection stays due");
 }
 
-static int check_refreshable(const struct vault_watch *x)
+static int check_refreshable(const struct ctl *c, const struct vault_watch *x)
 {
 	if (strcmp(x->auth_type, auth_type_word(AUTH_OAUTH2)) != 0)
 		return ctl_complain("refresh: the connection has auth_type %s, which is not refreshed", x->auth_type);
 	if (!x->enabled)
 		return ctl_complain("refresh: the connection is not enabled");
-	if (!x->has_refresh_token)
+	if (!provider_renews(conf_provider(c->conf, x->service_id), x->has_refresh_token))
 		return ctl_complain("refresh: there is no refresh token to refresh with");
 	return CTL_OK;
 }
@@ -117,7 +117,7 @@ int ctl_refresh(struct ctl *c, int argc, char **argv)
 	ctl_catch_interrupt();
 	if (vault_watch(c->pg, id, &was, &f) != 0)
 		return ctl_fail("refresh", &f);
-	CTL_TRY(check_refreshable(&was));
+	CTL_TRY(check_refreshable(c, &was));
 	if (vault_live_daemons(c->pg, &live, &f) != 0 || vault_refresh_now(c->pg, id, &f) != 0)
 		return ctl_fail("refresh", &f);
 	if (live == 0)

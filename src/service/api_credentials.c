@@ -1,8 +1,8 @@
 /*
- * api_credentials - validate (refresh now and say how it went) and credentials (the access token for its
- * owner's own code).
+ * api_credentials - validate (refresh now and say how it went), token (the same for a connection whose grant
+ * needs nobody, made if it is not there) and credentials (the access token for its owner's own code).
  *
- * Both make the row due and wait; the refresh is done by whoever claims it, once, however many ask. An access
+ * All make the row due and wait; the refresh is done by whoever claims it, once, however many ask. An access
  * token is opened for the answer only and never lies in a buffer that is not wiped. A refresh token is not
  * even read here.
  */
@@ -21,8 +21,10 @@
 /* Of a token's life: who asks for more would have it refreshed at every call. */
 #define TTL_SHARE 0.8
 
+enum wanted { WANT_STATE, WANT_TOKEN, WANT_CONNECTION };
+
 struct need {
-	bool credentials; /* else validate */
+	enum wanted what;
 	int64_t min_ttl_us;
 	struct store_conn_id id;
 	struct api_baseline seen;
@@ -139,10 +141,12 @@ static void on_ended(struct api_call *c, int code, bool ended_well, const struct
 		api_fail_missing(c);
 	else if (code != 0 && code != ST_TIMEOUT)
 		api_fail_store(c, code);
-	else if (k != NULL && need->credentials && usable(k))
+	else if (k != NULL && need->what == WANT_TOKEN && usable(k))
 		reply_token(c, k); /* even if it could not be renewed: expires_at tells what it is worth */
-	else if (k != NULL && ended_well && !need->credentials)
+	else if (k != NULL && ended_well && need->what == WANT_STATE)
 		reply_state(c, k);
+	else if (k != NULL && ended_well && need->what == WANT_CONNECTION)
+		api_reply_connection(c, k);
 	else if (code == ST_TIMEOUT || k == NULL)
 		api_fail(c, API_TIMEOUT, "the refresh did not end within 60 seconds; it goes on by itself");
 	else
@@ -165,6 +169,16 @@ static void on_due(void *arg, int code, int64_t n)
 	}
 }
 
+/* Or answered. */
+static bool has_client(struct api_call *c, int failures)
+{
+	if (conf_client(c->conf, c->application, c->key.service_id) != NULL)
+		return true;
+	api_fail_refresh(c, API_CONNECTOR_FAILED, reason_word(REASON_NO_CLIENT), failures, "%s",
+		reason_text(REASON_NO_CLIENT));
+	return false;
+}
+
 /* The outcome is measured against the row as it was read, so none can slip through in between. */
 static void refresh_now(struct api_call *c, const struct store_connection *k)
 {
@@ -173,11 +187,8 @@ static void refresh_now(struct api_call *c, const struct store_connection *k)
 	need->seen = (struct api_baseline){.token_version = k->token_version,
 		.attempt_id = k->attempt_id,
 		.leased = k->leased && k->attempt_id != 0};
-	if (conf_client(c->conf, c->application, k->key.service_id) == NULL) {
-		api_fail_refresh(c, API_CONNECTOR_FAILED, reason_word(REASON_NO_CLIENT), k->failures, "%s",
-			reason_text(REASON_NO_CLIENT));
+	if (!has_client(c, k->failures))
 		return;
-	}
 	int e = store_writable(c->api->parts.store)
 			? store_due_now(c->api->parts.store, &need->id, k->token_version, on_due, c)
 			: ST_UNAVAILABLE;
@@ -191,7 +202,7 @@ static void validate_oauth2(struct api_call *c, const struct store_connection *k
 {
 	if (!settings_complete(k, p))
 		api_fail(c, API_SETTINGS, "a setting that the connector needs is missing");
-	else if (k->has_refresh_token)
+	else if (provider_renews(p, k->has_refresh_token))
 		refresh_now(c, k);
 	else if (usable(k))
 		reply_state(c, k);
@@ -199,14 +210,14 @@ static void validate_oauth2(struct api_call *c, const struct store_connection *k
 		fail_dead(c, k, reason_word(REASON_NO_REFRESH_TOKEN));
 }
 
-static void give_credentials(struct api_call *c, const struct store_connection *k)
+static void give_credentials(struct api_call *c, const struct store_connection *k, const struct provider *p)
 {
 	const struct need *need = c->state;
 	if (usable(k) && left_us(k) > wanted_us(need, k))
 		reply_token(c, k);
 	else if (strcmp(k->state, "invalid") == 0)
 		fail_dead(c, k, k->reason);
-	else if (k->has_refresh_token && (store_writable(c->api->parts.store) || !usable(k)))
+	else if (provider_renews(p, k->has_refresh_token) && (store_writable(c->api->parts.store) || !usable(k)))
 		refresh_now(c, k);
 	else if (usable(k))
 		reply_token(c, k);
@@ -225,11 +236,11 @@ static void on_row(void *arg, int code, const struct store_connection *v, size_t
 		api_fail_missing(c);
 	else if (!v[0].enabled)
 		api_fail(c, API_SETTINGS, "the connection is disabled");
-	else if (strcmp(v[0].auth_type, "oauth2") == 0 && need->credentials)
-		give_credentials(c, &v[0]);
+	else if (strcmp(v[0].auth_type, "oauth2") == 0 && need->what == WANT_TOKEN)
+		give_credentials(c, &v[0], p);
 	else if (strcmp(v[0].auth_type, "oauth2") == 0)
 		validate_oauth2(c, &v[0], p);
-	else if (need->credentials)
+	else if (need->what == WANT_TOKEN)
 		api_fail(c, API_SETTINGS, "the connector has no access token: its auth_type is not oauth2");
 	else if (!settings_complete(&v[0], p))
 		api_fail(c, API_SETTINGS, "a setting that the connector needs is missing");
@@ -237,31 +248,97 @@ static void on_row(void *arg, int code, const struct store_connection *v, size_t
 		reply_state(c, &v[0]);
 }
 
-static void begin(struct api_call *c, bool credentials, int64_t min_ttl_us)
+static struct need *need_new(struct api_call *c, enum wanted what)
 {
 	struct need *need = mem_alloc(sizeof *need);
-	need->credentials = credentials;
-	need->min_ttl_us = min_ttl_us;
+	need->what = what;
 	api_conn_id(c, &need->id);
 	c->state = need;
 	c->free_state = need_free;
-	int e = store_connections(c->api->parts.store, &need->id, 1, true, on_row, c);
+	return need;
+}
+
+static void read_row(struct api_call *c, store_connections_fn *fn)
+{
+	const struct need *need = c->state;
+	int e = store_connections(c->api->parts.store, &need->id, 1, true, fn, c);
 	if (e != 0)
 		api_fail_store(c, e);
 }
 
-void api_do_validate(struct api_call *c)
+/* The body of the two calls that take none. */
+static bool empty_body(struct api_call *c)
 {
 	struct json_object *body = api_body(c, true);
-	if (body == NULL)
-		return;
+	bool good = body != NULL;
 	grant_parse_free(body);
-	begin(c, false, 0);
+	return good;
+}
+
+void api_do_validate(struct api_call *c)
+{
+	if (!empty_body(c))
+		return;
+	(void)need_new(c, WANT_STATE);
+	read_row(c, on_row);
 }
 
 void api_do_credentials(struct api_call *c)
 {
 	int64_t s;
-	if (api_query_int(c, "min_ttl", 0, 0, MIN_TTL_MAX_S, &s) == 0)
-		begin(c, true, s * US_PER_S);
+	if (api_query_int(c, "min_ttl", 0, 0, MIN_TTL_MAX_S, &s) != 0)
+		return;
+	need_new(c, WANT_TOKEN)->min_ttl_us = s * US_PER_S;
+	read_row(c, on_row);
+}
+
+/* ---------------------------------------------------------------- the grant, now */
+
+static void run_grant(struct api_call *c, const struct store_connection *k)
+{
+	const struct provider *p = api_provider(c);
+	if (c->state == NULL)
+		(void)need_new(c, WANT_CONNECTION);
+	if (!k->enabled)
+		api_fail(c, API_SETTINGS, "the connection is disabled");
+	else if (!settings_complete(k, p))
+		api_fail(c, API_SETTINGS, "a setting that the connector needs is missing");
+	else
+		refresh_now(c, k);
+}
+
+static void on_row_of_grant(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	struct api_call *c = arg;
+	const struct provider *p = api_provider(c);
+	if (code != 0) {
+		api_fail_store(c, code);
+	} else if (n > 0) {
+		run_grant(c, &v[0]);
+	} else if (p->required_settings.n > 0) {
+		api_fail(c, API_SETTINGS,
+			"there is no such connection yet, and it needs settings: import it with them");
+	} else if (has_client(c, 0)) {
+		c->free_state(c->state);
+		c->state = NULL;
+		api_imports_make(c->api->imports, c, p, run_grant);
+	}
+}
+
+void api_do_token(struct api_call *c)
+{
+	const struct provider *p = api_provider(c);
+	if (!empty_body(c))
+		return;
+	if (p == NULL) {
+		api_fail_missing(c);
+	} else if (p->auth_type != AUTH_OAUTH2 || p->grant == GRANT_CODE) {
+		api_fail(c, API_BAD_REQUEST,
+			"the connector has no grant that could be run here: %s",
+			p->auth_type == AUTH_OAUTH2 ? "with authorization_code a person logs in and the tokens are imported"
+						    : "its auth_type is not oauth2");
+	} else {
+		(void)need_new(c, WANT_CONNECTION);
+		read_row(c, on_row_of_grant);
+	}
 }

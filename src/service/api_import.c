@@ -3,8 +3,8 @@
  *
  * What queued while the last statement ran goes into the next one: read the rows as they are, decide and seal
  * against that, write what still fits. A row that changed in between goes round again. Of several imports of
- * one connection in a group the last wins, and all are answered, after the commit. Must not: answer before
- * it.
+ * one connection in a group the last wins, and all are answered, after the commit; who only wants the row to be
+ * there wins over nobody. Must not: answer before it.
  */
 #include "service/api_priv.h"
 
@@ -32,6 +32,7 @@ struct pending {
 	uint8_t id[16];
 	unsigned tries;
 	bool alone; /* the server refused a group that it was in */
+	api_row_fn *then; /* not an import: the row is to be made if it is not there, and this goes on with it */
 
 	/* for the present try */
 	int64_t version, seen_at;
@@ -91,7 +92,16 @@ static void end_all(struct pending *p, end_fn *fn, const void *arg)
 
 static void end_with_row(struct api_call *c, const void *arg)
 {
-	api_reply_connection(c, arg);
+	struct pending *p = c->state;
+	api_row_fn *then = p->then;
+	if (then == NULL) {
+		api_reply_connection(c, arg);
+		return;
+	}
+	c->state = NULL;
+	c->free_state = NULL;
+	pending_free(p);
+	then(c, arg);
 }
 
 static void end_with_code(struct api_call *c, const void *arg)
@@ -203,7 +213,7 @@ static void decide(struct pending *p, const struct store_connection *row)
 		state = CONN_CALLABLE;
 	if (row != NULL && conn_health_parse(row->health, &health) != 0)
 		health = HEALTH_OK;
-	p->to = connection_apply(state, health, CE_IMPORTED);
+	p->to = connection_apply(state, health, import_event(&p->import, p->provider));
 	if (row == NULL)
 		p->to.event = EVENT_CREATED;
 	else if (p->to.event == EVENT_NONE)
@@ -277,7 +287,12 @@ static void prepare_all(struct api_imports *q, const struct store_connection *v,
 	}
 	for (size_t i = 0; i < q->n; i++) {
 		struct pending *p = q->group[i];
-		int e = prepare(q, p, row_of(v, n, p->id));
+		const struct store_connection *row = row_of(v, n, p->id);
+		if (p->then != NULL && row != NULL) {
+			end_all(p, end_with_row, row);
+			continue;
+		}
+		int e = prepare(q, p, row);
 		if (e == 0) {
 			q->group[kept++] = p;
 			continue;
@@ -320,17 +335,20 @@ static int by_id(const void *a, const void *b)
 	return memcmp((*x)->id, (*y)->id, 16);
 }
 
-/* Puts p in the group; the one of the same connection that is there already becomes its follower. */
+/* Puts p in the group; the one of the same connection that is there already becomes its follower, or the other way round if p only
+ * wants a row. */
 static void join(struct api_imports *q, struct pending *p)
 {
 	for (size_t i = 0; i < q->n; i++) {
 		if (memcmp(q->group[i]->id, p->id, 16) != 0)
 			continue;
-		struct pending *end = p;
+		struct pending *winner = p->then == NULL ? p : q->group[i];
+		struct pending *other = winner == p ? q->group[i] : p;
+		struct pending *end = winner;
 		while (end->followers != NULL)
 			end = end->followers;
-		end->followers = q->group[i];
-		q->group[i] = p;
+		end->followers = other;
+		q->group[i] = winner;
 		return;
 	}
 	q->group[q->n++] = p;
@@ -379,7 +397,26 @@ void api_imports_free(struct api_imports *q)
 	mem_free(q);
 }
 
-/* ---------------------------------------------------------------- the handler */
+/* ---------------------------------------------------------------- the callers */
+
+static struct pending *pending_new(struct api_call *c, const struct provider *provider)
+{
+	struct pending *p = mem_alloc(sizeof *p);
+	import_init(&p->import);
+	c->state = p;
+	c->free_state = pending_free;
+	p->call = c;
+	p->provider = provider;
+	conn_id_of(&c->key, p->id);
+	return p;
+}
+
+void api_imports_make(struct api_imports *q, struct api_call *c, const struct provider *p, api_row_fn *fn)
+{
+	pending_new(c, p)->then = fn;
+	enqueue(q, c->state);
+	next_group(q);
+}
 
 void api_do_import(struct api_call *c)
 {
@@ -391,12 +428,7 @@ void api_do_import(struct api_call *c)
 		api_fail_missing(c);
 		return;
 	}
-	struct pending *p = mem_alloc(sizeof *p);
-	import_init(&p->import);
-	c->state = p;
-	c->free_state = pending_free;
-	p->call = c;
-	p->provider = provider;
+	struct pending *p = pending_new(c, provider);
 	if (import_parse(n > 0 ? body : "", n, false, &p->import, &problems) == 0) {
 		p->import.unified_api = mem_strdup(c->key.unified_api);
 		p->import.service_id = mem_strdup(c->key.service_id);
@@ -407,7 +439,6 @@ void api_do_import(struct api_call *c)
 			c, API_BAD_REQUEST, "the body is not a connection that can be imported", &problems);
 		return;
 	}
-	conn_id_of(&c->key, p->id);
 	enqueue(c->api->imports, p);
 	next_group(c->api->imports);
 }

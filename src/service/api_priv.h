@@ -136,6 +136,10 @@ int64_t api_keys_take(struct api_keys *k, const uint8_t hash[32], double rate_pe
 struct api_imports;
 struct api_imports *api_imports_new(struct api *a);
 void api_imports_free(struct api_imports *q);
+/* The connection of the call without tokens, for its grant to fetch them: made unless it is there by now. `fn` gets the row; the call's
+ * state is taken until then and empty in `fn`. */
+typedef void api_row_fn(struct api_call *c, const struct store_connection *k);
+void api_imports_make(struct api_imports *q, struct api_call *c, const struct provider *p, api_row_fn *fn);
 struct api_room;
 struct api_room *api_room_new(struct api *a);
 void api_room_close(struct api_room *r); /* one more look; whoever would wait on is answered 503 */
@@ -166,7 +170,7 @@ struct api {
 };
 
 /* ---- handlers ---- */
-api_fn api_do_import, api_do_list, api_do_get, api_do_update, api_do_delete, api_do_validate, api_do_credentials, api_do_consumers,
+api_fn api_do_import, api_do_list, api_do_get, api_do_update, api_do_delete, api_do_validate, api_do_token, api_do_credentials, api_do_consumers,
 	api_do_consumer, api_do_consumer_delete, api_do_logs, api_do_openapi;
 
 /* The tree of a body that must be one object; {} when it is empty and that is allowed. NULL: answered already. grant_parse_free. */

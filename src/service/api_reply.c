@@ -259,7 +259,7 @@ static void write_identity(struct jsonw *w, const struct shown *x)
 	jsonw_str(w, "integration_state", x->configured ? "configured" : "needs_configuration");
 	jsonw_str(w, "auth_type", x->auth_type);
 	if (strcmp(x->auth_type, "oauth2") == 0)
-		jsonw_str(w, "oauth_grant_type", "authorization_code");
+		jsonw_str(w, "oauth_grant_type", grant_word(x->provider != NULL ? x->provider->grant : GRANT_CODE));
 	jsonw_str(w, "status", "live");
 	jsonw_bool(w, "enabled", x->enabled);
 	jsonw_str(w, "website",

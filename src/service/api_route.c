@@ -21,6 +21,7 @@ const struct api_route api_routes[] = {
 	{ "update", HTTPD_PATCH, CONNECTION, API_WRITE, API_CONSUMER, api_do_update, false },
 	{ "delete", HTTPD_DELETE, CONNECTION, API_WRITE, API_CONSUMER, api_do_delete, true },
 	{ "validate", HTTPD_POST, CONNECTION "/validate", API_WRITE, API_CONSUMER, api_do_validate, false },
+	{ "token", HTTPD_POST, CONNECTION "/token", API_WRITE, API_CONSUMER, api_do_token, false },
 	{ "credentials", HTTPD_GET, CONNECTION "/credentials", API_CREDENTIALS, API_CONSUMER, api_do_credentials, true },
 	{ "consumers", HTTPD_GET, "/vault/consumers", API_READ, API_NO_CONSUMER, api_do_consumers, true },
 	{ "consumer", HTTPD_GET, "/vault/consumers/{id}", API_READ, API_NO_CONSUMER, api_do_consumer, true },

@@ -133,7 +133,7 @@ static int64_t due_when_enabled(
 		.refresh_issued_at = k->refresh_issued_at,
 		.refresh_expires_at = k->refresh_expires_at,
 	};
-	if (!k->has_refresh_token || strcmp(k->state, "invalid") == 0)
+	if (!provider_renews(p, k->has_refresh_token) || strcmp(k->state, "invalid") == 0)
 		return INT64_MAX;
 	return k->expires_at > now ? policy_due_at(p, &margin, &d, sys_random_unit()) : now;
 }
@@ -146,7 +146,7 @@ static int64_t next_due(const struct api_call *c, const struct update *u, const 
 		return 0;
 	if (!u->change.enabled)
 		return k->enabled ? INT64_MAX : 0;
-	if (u->settings != NULL && k->has_refresh_token && strcmp(k->health, "ok") != 0)
+	if (u->settings != NULL && provider_renews(p, k->has_refresh_token) && strcmp(k->health, "ok") != 0)
 		return now; /* what was missing or wrong may be there now */
 	return k->enabled || p == NULL ? 0 : due_when_enabled(c, k, p, now);
 }

@@ -339,9 +339,10 @@ static int read_existing(struct vault_importer *m, struct fault *f)
 	return 0;
 }
 
-static void decide(struct row *r)
+static void decide(const struct vault_importer *m, struct row *r)
 {
-	r->to = connection_apply(r->state, r->health, CE_IMPORTED);
+	const struct vault_item *x = &m->items[r->item];
+	r->to = connection_apply(r->state, r->health, import_event(x->import, x->provider));
 	if (r->created)
 		r->to.event = EVENT_CREATED;
 }
@@ -451,7 +452,7 @@ static int run_statements(struct vault_importer *m, struct fault *f)
 		rc = read_existing(m, f);
 	for (size_t i = 0; rc == 0 && i < m->n; i++)
 		if (!m->rows[i].done && m->rows[i].applied)
-			decide(&m->rows[i]);
+			decide(m, &m->rows[i]);
 	return rc == 0 ? write_rest(m, f) : rc;
 }
 

@@ -26,7 +26,7 @@ static const struct pgstmt SQL_LIVE = {
 static const struct pgstmt SQL_WATCH = {
 	"vault_watch",
 	"SELECT n.enabled, k.refresh_token IS NOT NULL, coalesce(s.lease_until > now(), false), n.auth_type, n.state, n.health,"
-	" n.reason, k.token_version, k.refreshes, n.last_failed_at, s.attempt_id, s.due_at, k.expires_at"
+	" n.reason, k.token_version, k.refreshes, n.last_failed_at, s.attempt_id, s.due_at, k.expires_at, n.service_id"
 	" FROM refreshd.schedule s JOIN refreshd.connection n USING (slot, connection_id)"
 	" JOIN refreshd.credential k USING (slot, connection_id) WHERE s.slot = $1 AND s.connection_id = $2",
 };
@@ -159,6 +159,7 @@ int vault_watch(struct pgsync *pg, const uint8_t id[16], struct vault_watch *out
 	copy_word(out->state, sizeof(out->state), &r, 4);
 	copy_word(out->health, sizeof(out->health), &r, 5);
 	copy_word(out->reason, sizeof(out->reason), &r, 6);
+	copy_word(out->service_id, sizeof(out->service_id), &r, 13);
 	pgsync_clear(&r);
 	return 0;
 }

@@ -19,6 +19,7 @@ int vault_live_daemons(struct pgsync *pg, int64_t *n, struct fault *f) MUST_USE;
 /* ---- refresh now ---- */
 struct vault_watch { /* where one connection's refreshing stands */
 	bool enabled, has_refresh_token, leased;
+	char service_id[72];
 	char auth_type[12], state[16], health[20], reason[24];
 	int64_t token_version, refreshes, last_failed_at, attempt_id, due_at, expires_at;
 };

@@ -290,6 +290,131 @@ def dead_and_pending(tap, world):
 	is_error(tap, "expired and nothing to refresh with", c.but(consumer="norefresh").get(path + "/credentials"), 401, "UnauthorizedError")
 
 
+# ---------------------------------------------------------------- grants that need nobody
+
+def grant_world(world, name, **options):
+	for realm, login in (("cc", "client_credentials"), ("pw", "password")):
+		world.sim.realm(realm, login=login, client_secret=CLIENT_SECRET, at_ttl=3600, auth="basic")
+	providers = {"a": {}, "cc": {"grant": "client_credentials", "rotation": "none"}, "pw": {"grant": "password"}}
+	return open_vault(world, name, providers=providers, **options)
+
+
+def client_grant(tap, world):
+	v, c = grant_world(world, "client_grant", api={"rate": "unlimited"})
+	path = connection_path("cc")
+	tap.equal("available", (c.get(path).data["state"], c.get(path).data["oauth_grant_type"]), ("available", "client_credentials"))
+	for i, empty in enumerate((None, b"", {})):
+		a = c.but(consumer="e%d" % i).post(path + "/token", empty, headers={"Content-Type": "application/json"})
+		tap.check("token with %r: made and fetched" % (empty,), a.status == 200 and set(a.data) == OBJECT, a)
+	d = a.data
+	tap.equal("its words", (d["id"], d["state"], d["health"], d["oauth_grant_type"], d["enabled"]),
+		("accounting+cc", "callable", "ok", "client_credentials", True))
+	tap.check("it expires in an hour", abs(d["credentials_expire_at"] / 1000 - time.time() - 3600) < 30, d)
+	e = c.but(consumer="e1")
+	row = v.rows()["e1"]
+	tap.check("no refresh token, due before the margin", row["rt"] is None and 0 < row["due_in"] < row["expires_in"] - 200, row)
+	old = e.get(path + "/credentials").data["access_token"]
+	tap.equal("the token is a live one", json.loads(world.sim.call("verify", body=json.dumps({"access_token": old}).encode()))["active"], True)
+	tap.equal("token again", e.post(path + "/token").status, 200)
+	tap.check("is another one", e.get(path + "/credentials").data["access_token"] != old)
+	tap.equal("validate", e.post(path + "/validate").data, {"id": "accounting+cc", "state": "callable"})
+	tap.check("credentials fetch one first", e.get(path + "/credentials?min_ttl=86400").status == 200)
+	v.sql("UPDATE refreshd.credential SET expires_at = now() - interval '1 hour'; UPDATE refreshd.schedule SET due_at = now()")
+	wait_until("all to be renewed", lambda: all(r["expires_in"] > 3000 for r in v.rows().values()), 20)
+	tap.equal("all by themselves, though they had expired", {(r["state"], r["health"]) for r in v.rows().values()}, {("callable", "ok")})
+	n = world.sim.stats("cc")["logins"]
+	world.sim.realm("cc", delay_ms=400)
+	with concurrent.futures.ThreadPoolExecutor(10) as pool:
+		got = list(pool.map(lambda _: c.but(consumer="many").post(path + "/token"), range(10)))
+	world.sim.realm("cc", delay_ms=0)
+	tap.check("ten at once: one row, few requests", {a.status for a in got} == {200} and len({a.data["created_at"] for a in got}) == 1 and
+		world.sim.stats("cc")["logins"] - n <= 2, [a.status for a in got])
+	i = c.but(consumer="imported")
+	a = i.post(path + "/import", {"metadata": {"k": 1}})
+	tap.equal("import without credentials", (a.status, a.data["state"], a.data["metadata"]), (200, "added", {"k": 1}))
+	wait_until("its token", lambda: i.get(path).data["state"] == "callable", 10)
+	a = c.but(consumer="given").post(path + "/import", {"credentials": {"access_token": "at-given", "issued_at": iso(), "expires_in": 3600}})
+	tap.equal("import with a token that lives", (a.status, a.data["state"]), (200, "callable"))
+	tap.equal("which is handed out", c.but(consumer="given").get(path + "/credentials").data["access_token"], "at-given")
+	is_error(tap, "a refresh token is refused", c.post(path + "/import", body_of(tokens(world)[0])), 400, "RequestValidationError")
+	is_error(tap, "authorization_code has nothing to run", c.post(connection_path("a", tail="/token")), 400, "RequestValidationError")
+	is_error(tap, "unknown service", c.post(connection_path("none", tail="/token")), 404, "ConnectorNotFoundError")
+	is_error(tap, "no JSON object", c.post(path + "/token", [1]), 400, "RequestValidationError")
+	i.patch(path, {"enabled": False})
+	is_error(tap, "disabled", i.post(path + "/token"), 422, "ConnectionSettingsError")
+	tap.equal("enabled it is renewed at its time", (i.patch(path, {"enabled": True}).status, v.rows()["imported"]["due_in"] > 0), (200, True))
+	lost = c.but(consumer="lost")
+	world.sim.fault("cc", "die_after", n=1)
+	a = lost.post(path + "/token")
+	is_error(tap, "a lost answer", a, 502, "ConnectorExecutionError")
+	d = lost.get(path).data
+	tap.equal("it has no token yet", (d["state"], d["health"]), ("added", "pending_refresh"))
+	wait_until("the ordinary retry", lambda: lost.get(path).data["state"] == "callable", 20)
+	tap.equal("no doubt was counted", v.rows()["lost"]["doubts"], 0)
+	tap.equal("the line of import makes one, too", v.import_lines([{"application_id": "app", "consumer_id": "bulk", "unified_api": "accounting",
+		"service_id": "cc"}]).returncode, 0)
+	wait_until("its token", lambda: v.rows()["bulk"]["state"] == "callable", 10)
+	tap.check("refreshctl refresh", "refreshed" in v.ctl("refresh", v.rows()["bulk"]["id"]).stdout)
+	world.sim.realm("cc", client_secret="another")
+	a = c.but(consumer="refused").post(path + "/token")
+	is_error(tap, "a client that is refused", a, 502, "ConnectorExecutionError")
+	tap.equal("kills no connection", {r["state"] for r in v.rows().values()}, {"callable", "added"})
+	tap.equal("nobody was told that a token is gone", [e for e in v.events() if e[0].endswith("failed")], [])
+	secrets_stay_inside(tap, v, [old, CLIENT_SECRET])
+
+
+def password_grant(tap, world):
+	v, c = grant_world(world, "password_grant")
+	path = connection_path("pw")
+	login = {"username": "user", "password": "password"}
+	is_error(tap, "without its settings", c.post(path + "/token"), 422, "ConnectionSettingsError")
+	tap.equal("nothing was made", v.count("refreshd.connection"), 0)
+	a = c.post(path + "/import", {"settings": dict(login, password="wrong")})
+	tap.equal("settings come by import, and are masked", (a.status, a.data["state"], a.data["settings"]),
+		(200, "added", {"username": "********", "password": "********"}))
+	a = c.post(path + "/token")
+	is_error(tap, "a wrong password", a, 401, "UnauthorizedError")
+	tap.equal("says so", a.json["detail"]["reason"], "invalid_grant")
+	d = c.get(path).data
+	tap.equal("and so does the connection", (d["state"], d["health"]), ("invalid", "needs_auth"))
+	a = c.patch(path, {"settings": {"password": "password"}})
+	wait_until("the right one to be tried", lambda: c.get(path).data["state"] == "callable", 10)
+	tap.check("the answer's refresh token is kept", v.rows()["c1"]["rt"] is not None)
+	n = world.sim.stats("pw")
+	a = c.post(path + "/token")
+	tap.equal("token", (a.status, a.data["oauth_grant_type"], a.data["state"]), (200, "password", "callable"))
+	m = world.sim.stats("pw")
+	tap.equal("was a refresh", (m["rotated"] - n["rotated"], m["logins"] - n["logins"]), (1, 0))
+	for f in world.sim.live("pw"):
+		world.sim.revoke("pw", f)
+	a = c.post(path + "/token")
+	tap.check("with a dead refresh token the password is sent again", a.status == 200 and a.data["health"] == "ok", a)
+	tap.equal("once", (world.sim.stats("pw")["logins"] - m["logins"], v.rows()["c1"]["reason"]), (1, "none"))
+	tap.equal("the new refresh token works", (c.post(path + "/validate").status, world.sim.stats("pw")["logins"] - m["logins"]), (200, 1))
+	world.sim.realm("pw", login_rt="no")
+	o = c.but(consumer="plain")
+	o.post(path + "/import", {"settings": login})
+	wait_until("its token", lambda: o.get(path).data["state"] == "callable", 10)
+	row = v.rows()["plain"]
+	tap.check("no refresh token, and due before its end", row["rt"] is None and 0 < row["due_in"] < row["expires_in"] - 200, row)
+	n = world.sim.stats("pw")["logins"]
+	tap.equal("renewed by the password", (o.post(path + "/validate").status, world.sim.stats("pw")["logins"] - n), (200, 1))
+	a = o.patch(path, {"settings": {"password": None}})
+	is_error(tap, "token without its password", o.post(path + "/token"), 422, "ConnectionSettingsError")
+	tap.check("renewal without its password", v.sql("UPDATE refreshd.schedule SET due_at = now()") or
+		wait_until("it to be told", lambda: o.get(path).data["health"] == "missing_settings", 10))
+	o.patch(path, {"settings": {"password": "password"}})
+	wait_until("the password to be used", lambda: o.get(path).data["health"] == "ok", 10)
+	world.sim.realm("pw", password="changed")
+	a = o.post(path + "/token")
+	is_error(tap, "a password that was changed", a, 401, "UnauthorizedError")
+	tap.equal("is told", v.event_counts()["failed"], 2)
+	names = [e[0].split("connection.")[1] for e in v.events() if e[2] == "app+plain"]
+	tap.equal("the events in order", names, ["created", "callable", "updated", "updated", "updated", "callable", "token_refresh.failed"])
+	text = v.log_text() + v.sql("SELECT row_to_json(c) FROM refreshd.connection c") + c.but(consumer=None).get("/vault/logs").body
+	tap.check("no password in clear anywhere", '"password": "password"' not in text and "changed" not in text)
+
+
 # ---------------------------------------------------------------- errors
 
 def routes_of(service="a"):
@@ -303,7 +428,7 @@ def routes_of(service="a"):
 def keys_and_headers(tap, world):
 	v, c = open_vault(world, "keys", apps=("app", "other"))
 	revoked = json.loads(v.ctl("--json", "key", "add", "app", "--scope", "connections:read").stdout)
-	for method, path, body, consumer in routes_of():
+	for method, path, body, consumer in routes_of() + [("POST", connection_path("a") + "/token", None, True)]:
 		where = "%s %s" % (method, path)
 		is_error(tap, where + " without a key", c.but(key=None).call(method, path, body), 401, "UnauthorizedError")
 		for bad in ("x", "rfd_" + "A" * 49, c.key[:-1], c.key + "x", "é"):
@@ -490,7 +615,7 @@ def contract(tap, world):
 	tap.equal("a drain ends well", v.stop(), 0)
 
 
-SCENARIOS = [life, paging, imports, import_wins, one_key_at_once, dead_and_pending, keys_and_headers, isolation, limits, database_away, drain, transports, contract]
+SCENARIOS = [life, paging, imports, import_wins, one_key_at_once, dead_and_pending, client_grant, password_grant, keys_and_headers, isolation, limits, database_away, drain, transports, contract]
 
 
 def main():
