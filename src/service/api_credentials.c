@@ -189,9 +189,16 @@ static void refresh_now(struct api_call *c, const struct store_connection *k)
 		.leased = k->leased && k->attempt_id != 0};
 	if (!has_client(c, k->failures))
 		return;
-	int e = store_writable(c->api->parts.store)
-			? store_due_now(c->api->parts.store, &need->id, k->token_version, on_due, c)
-			: ST_UNAVAILABLE;
+	if (!store_writable(c->api->parts.store)) {
+		api_fail_store(c, ST_UNAVAILABLE);
+		return;
+	}
+	/* Due already: its attempt may have begun, and must not be called for once more when it has failed. */
+	if (k->due_at <= sys_wall_us()) {
+		on_due(c, 0, 0);
+		return;
+	}
+	int e = store_due_now(c->api->parts.store, &need->id, k->token_version, on_due, c);
 	if (e != 0)
 		api_fail_store(c, e);
 }
