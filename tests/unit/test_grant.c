@@ -4,8 +4,13 @@
 #include "unit/unit.h"
 
 #include <json-c/json.h>
+#include <openssl/ec.h>
+#include <openssl/evp.h>
+#include <openssl/pem.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "base/str.h"
@@ -379,6 +384,52 @@ START_TEST(client_credentials_in_every_way)
 }
 END_TEST
 
+static struct signer *new_signer(void)
+{
+	char path[] = "/tmp/test-grant-XXXXXX";
+	FILE *file = fdopen(mkstemp(path), "w");
+	EVP_PKEY *key = EVP_EC_gen("P-256");
+	struct signer *signer = NULL;
+	struct fault f = {0};
+
+	ck_assert_int_eq(PEM_write_PrivateKey(file, key, NULL, NULL, 0, NULL, NULL), 1);
+	ck_assert_int_eq(fclose(file), 0);
+	EVP_PKEY_free(key);
+	int rc = signer_load(path, SIGN_ES256, &signer, &f);
+	ck_assert_int_eq(unlink(path), 0);
+	ck_assert_msg(rc == 0, "%s", f.text);
+	return signer;
+}
+
+START_TEST(other_grants_with_an_assertion)
+{
+	static const char settings[] = "{\"username\":\"u\",\"password\":\"p\"}";
+	static const char *const begins[] = {[GRANT_CLIENT] = "grant_type=client_credentials&client_id=id+1&",
+		[GRANT_PASSWORD] = "grant_type=password&username=u&password=p&client_id=id+1&"};
+	struct signer *signer = new_signer();
+
+	for (int g = GRANT_CLIENT; g <= GRANT_PASSWORD; g++) {
+		struct fixture x;
+		setup(&x, "https://as.example/token", CLIENT_AUTH_JWT);
+		x.c.signer = signer;
+		x.c.alg = SIGN_ES256;
+		x.p->grant = (enum grant)g;
+		mem_free(x.p->grant_type);
+		x.p->grant_type = NULL;
+		x.in.refresh_token_len = 0;
+		x.in.vars.settings = grant_parse_json(settings, strlen(settings));
+		build(&x);
+		const char *body = buf_str(&x.req.body);
+		ck_assert_msg(strncmp(body, begins[g], strlen(begins[g])) == 0, "%.200s", body);
+		ck_assert_ptr_nonnull(strstr(body, "client_assertion_type=urn%3Aietf%3A"));
+		ck_assert_ptr_nonnull(strstr(body, "&client_assertion=ey"));
+		ck_assert_str_eq(header(&x, "Authorization"), "");
+		done(&x);
+	}
+	signer_unref(signer);
+}
+END_TEST
+
 START_TEST(client_credentials_with_scope_params_and_a_word_of_its_own)
 {
 	static char scope[] = "a b";
@@ -639,6 +690,7 @@ Suite *unit_suite(void)
 	unit_add(t, a_url_that_a_value_breaks_is_that_connections_trouble);
 	unit_add(t, refresh_url_goes_before_token_url);
 	unit_add(t, client_credentials_in_every_way);
+	unit_add(t, other_grants_with_an_assertion);
 	unit_add(t, client_credentials_with_scope_params_and_a_word_of_its_own);
 	unit_add(t, password_is_sent_until_there_is_a_refresh_token);
 	unit_add(t, what_a_grant_needs_is_named);
