@@ -96,6 +96,7 @@ def main():
 		results.update(fn(form))
 		results.update({"machine": machine(), "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
 			"commit": commit(), "form": form.name})
+		results.setdefault("measured", {})[name] = {k: results[k] for k in ("date", "commit", "form")}
 		save(results)
 	say("%.0f s; results in %s and %s" % (time.monotonic() - began, os.path.relpath(RESULTS), os.path.relpath(PAGE)))
 	return 0

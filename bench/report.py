@@ -84,7 +84,9 @@ def idle(r):
 
 
 def page(r):
-	out = [INTRO, "%s, commit `%s`, %s form, on %s." % (r["date"], r["commit"], r["form"], r["machine"]), ""]
+	out = [INTRO, "On %s." % r["machine"], ""]
+	out += table(["measurement", "date", "commit", "form"], [[k, m["date"], "`%s`" % m["commit"], m["form"]]
+		for k, m in sorted(r["measured"].items(), key=lambda x: x[1]["date"])])
 	for key, section in (("import_api", imports), ("refresh_tls", refreshes), ("node_undici", naive), ("idle", idle)):
 		if key in r:
 			out += section(r)
