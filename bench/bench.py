@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -76,6 +77,7 @@ def save(results):
 
 
 def main():
+	signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is cleaned up
 	wanted = sys.argv[1:]
 	results = read_results()
 	if wanted == ["--report"]:
