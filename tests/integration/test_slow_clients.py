@@ -138,7 +138,7 @@ def ask(vault, client, kept):
 
 def pairs(tap, vault, client, n, kept):
 	"""Ends with the first pair that is good in both; else both are judged by their best."""
-	answers, lates = [], []
+	answers, delays = [], []
 	for _ in range(PAIRS):
 		quiet = ask(vault, client, kept)
 		with Attack(vault, n):
@@ -146,12 +146,12 @@ def pairs(tap, vault, client, n, kept):
 		tap.note("%d slow clients: p99 %.1f ms, without them %.1f ms; refreshes late by %.1f ms, without them %.1f ms"
 			% (n, busy[0] * 1e3, quiet[0] * 1e3, busy[1] * 1e3, quiet[1] * 1e3))
 		answers.append(busy[0] <= TIMES * quiet[0] + MORE_S)
-		lates.append(busy[1] <= TIMES * quiet[1] + LATE_MORE_S)
-		if answers[-1] and lates[-1]:
+		delays.append(busy[1] <= TIMES * quiet[1] + LATE_MORE_S)
+		if answers[-1] and delays[-1]:
 			break
 	kind = "on a kept connection" if kept else "on connections of their own"
 	tap.check("%d slow clients do not slow down ordinary requests %s" % (n, kind), any(answers), answers)
-	tap.check("nor do refreshes come later", any(lates), lates)
+	tap.check("nor do refreshes come later", any(delays), delays)
 
 
 def turned_away(vault):
