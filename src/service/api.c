@@ -17,6 +17,8 @@
 #include "io/notify.h"
 #include "model/grant_parse.h"
 
+/* Many more than ordinary clients need: slow ones hold theirs until their deadline, and must not keep others out. */
+#define CONNECTIONS_MAX 8192
 #define MAGIC UINT32_C(0x61706930)
 #define CALL_MAGIC UINT32_C(0x61706963)
 /* httpd refuses beyond this without a word of ours; between our own limit and this we can say it properly. */
@@ -361,6 +363,7 @@ static int listen_on(struct api *a, struct fault *f)
 	const struct httpd_params p = {
 		.listen = a->conf->api.listen,
 		.listen_fd = notify_listen_fd("api"),
+		.max_connections = CONNECTIONS_MAX,
 		.max_body_bytes = HTTPD_BODY_MAX,
 		.tls_cert_file = a->conf->api.cert_file,
 		.tls_key_file = a->conf->api.key_file,
