@@ -176,8 +176,8 @@ def oidc(tap, world):
 
 
 def verify_hooks(tap, v, hooks):
-	text = "".join(json.dumps({"headers": h["headers"], "body": h["body"]}) + "\n" for h in hooks)
-	forged = json.dumps({"headers": hooks[0]["headers"], "body": hooks[0]["body"].replace("app", "apq", 1)}) + "\n"
+	text = "".join(json.dumps({"arrived_us": h["t_us"], "headers": h["headers"], "body": h["body"]}) + "\n" for h in hooks)
+	forged = json.dumps({"arrived_us": hooks[0]["t_us"], "headers": hooks[0]["headers"], "body": hooks[0]["body"].replace("app", "apq", 1)}) + "\n"
 	done = subprocess.run(["node", "verify.mjs", os.path.join(v.dir, "webhook-secret")], cwd=FOLDER, input=text + forged, stdout=subprocess.PIPE,
 		stderr=subprocess.PIPE, text=True)
 	said = done.stdout.splitlines()
