@@ -184,6 +184,15 @@ static void add_slots(struct pgargs *a, const uint8_t *first_id, size_t stride, 
 	pgargs_array_end(a);
 }
 
+/* One row by its key, as the first two parameters. */
+static struct pgargs *args_of(const uint8_t id[16])
+{
+	struct pgargs *a = pgargs_new();
+	pgargs_i16(a, conn_slot_of(id));
+	pgargs_uuid(a, id);
+	return a;
+}
+
 static void add_time(struct pgargs *a, int64_t t)
 {
 	if (t == 0)
@@ -266,9 +275,7 @@ int store_poll(struct store *s, const struct store_cursor *from, int64_t until, 
 
 int store_due_of(struct store *s, const uint8_t id[16], store_poll_fn *fn, void *arg)
 {
-	struct pgargs *a = pgargs_new();
-	pgargs_i16(a, conn_slot_of(id));
-	pgargs_uuid(a, id);
+	struct pgargs *a = args_of(id);
 	return send_poll(s, &SQL_DUE_OF, a, fn, arg);
 }
 
@@ -378,9 +385,7 @@ int store_claim(struct store *s, const struct store_want *v, size_t n, int64_t l
 
 int store_load(struct store *s, const uint8_t id[16], store_claim_fn *fn, void *arg)
 {
-	struct pgargs *a = pgargs_new();
-	pgargs_i16(a, conn_slot_of(id));
-	pgargs_uuid(a, id);
+	struct pgargs *a = args_of(id);
 	return send_claim(s, &SQL_LOAD, a, fn, arg);
 }
 
@@ -493,9 +498,7 @@ int store_release(struct store *s, const struct store_release *v, size_t n, stor
 
 int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, store_persist_fn *fn, void *arg)
 {
-	struct pgargs *a = pgargs_new();
-	pgargs_i16(a, conn_slot_of(id));
-	pgargs_uuid(a, id);
+	struct pgargs *a = args_of(id);
 	pgargs_i64(a, attempt_id);
 	return send_persist(s, &SQL_QUARANTINE, a, fn, arg);
 }
