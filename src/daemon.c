@@ -27,7 +27,7 @@
 #include "io/loop.h"
 #include "io/notify.h"
 #include "io/resolver.h"
-#include "service/api.h"
+#include "api/api.h"
 #include "service/budget.h"
 #include "service/health.h"
 #include "service/refresh.h"

@@ -582,7 +582,7 @@ def contract(tap, world):
 		tap.equal("it is docs/openapi.json", doc, json.load(f))
 	labels = {dict(l)["route"] for (n, l), _ in v.metrics().samples.items() if n == "refreshd_api_requests_total"}
 	said = {(m.upper(), p) for p, item in doc["paths"].items() for m in item if m in ("get", "post", "patch", "delete", "put")}
-	with open(os.path.join(os.environ.get("TOP_SRCDIR", "."), "src/service/api_route.c")) as f:
+	with open(os.path.join(os.environ.get("TOP_SRCDIR", "."), "src/api/api_route.c")) as f:
 		source = f.read().replace('CONNECTION "', '"/vault/connections/{unified_api}/{service_id}').replace("CONNECTION,",
 			'"/vault/connections/{unified_api}/{service_id}",')
 	import re

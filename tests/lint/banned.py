@@ -34,7 +34,7 @@ RULES = [
 		["src"], {"src/io/pgtarget.c": "getnameinfo with NI_NUMERICHOST: an address to its text, no look-up"}),
 	("no blocking wait", "sleep usleep nanosleep clock_nanosleep pause select poll ppoll epoll_wait", ["src"], {
 		"src/io/pgsync.c": "the blocking connection of the command line",
-		"src/ctl.c": "a command line may wait", "src/ctl_status.c": "top redraws", "src/ctl_connection.c": "refresh waits for its outcome",
+		"src/ctl/ctl.c": "a command line may wait", "src/ctl/ctl_status.c": "top redraws", "src/ctl/ctl_connection.c": "refresh waits for its outcome",
 		"src/dev_postgres.c": "waits for the Postgres that it started",
 		}),
 	("output only from the command lines and the log", OUTPUT, ["src"], {
@@ -57,9 +57,11 @@ RULES = [
 
 
 def allowed(path, also):
-	"""src/ctl.c and src/dev.c stand for their parts, too; src/main.c as a command line for src/ctl.c."""
-	whole = re.sub(r"^src/(ctl|dev)(_\w+)?\.[ch]$", r"src/\1.c", path)
-	return path in also or whole in also or (whole == "src/ctl.c" and also.get("src/main.c") == "command line")
+	"""src/dev.c stands for its parts, too; src/main.c as a command line for all of src/ctl."""
+	whole = re.sub(r"^src/dev_\w+\.[ch]$", "src/dev.c", path)
+	if path.startswith("src/ctl/") and (also.get("src/main.c") == "command line" or "src/ctl/ctl.c" in also):
+		return True
+	return path in also or whole in also
 
 
 def offences(path, bare, calls, also):

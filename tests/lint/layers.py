@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The layers of src/: a file includes what lies below it, or its own folder without going in circles.
 
-base < model < io (of these only base) < service < daemon, main, ctl and dev. The archives make an upward call a link
+base < model < io (of these only base) < service < api < daemon, main, ctl and dev. The archives make an upward call a link
 error; this makes an upward include a failure, also where nothing is called. It proves itself on made-up trees first.
 """
 import collections
@@ -14,7 +14,9 @@ MAY = {
 	"model": {"base", "model"},
 	"io": {"base", "io"},
 	"service": {"base", "model", "io", "service"},
-	"": {"base", "model", "io", "service", ""},
+	"api": {"base", "model", "io", "service", "api"},
+	"ctl": {"base", "model", "io", "service", "ctl"},
+	"": {"base", "model", "io", "service", "api", ""},
 	"unit": {"base", "model", "unit"},
 }
 

@@ -3,7 +3,7 @@
  *
  * Rows with a request out are left to it and looked at again; what stays is said, with what to do about it.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <inttypes.h>
 #include <stdio.h>

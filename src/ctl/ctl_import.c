@@ -5,7 +5,7 @@
  * and its fields, never by its content. What is committed is said exactly, also after Ctrl-C or an error, because the
  * operator has to know where to go on.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <errno.h>
 #include <fcntl.h>

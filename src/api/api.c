@@ -4,7 +4,7 @@
  * The order is fixed: what costs nothing comes first, and nothing is told to a caller without a key. Must
  * not: know what any route does (the api_*.c files do), or hold a lock on anything while it waits.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <stdio.h>
 #include <string.h>

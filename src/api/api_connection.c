@@ -4,7 +4,7 @@
  * A service that is configured and not connected is `available`; it has no row, here it is made up from the
  * configuration.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <string.h>
 

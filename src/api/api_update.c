@@ -5,7 +5,7 @@
  * nothing. The write is taken only if the row is still the one that was read; else the whole thing is done
  * again. Which state follows is connection_apply's business.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <string.h>
 

@@ -3,7 +3,7 @@
  *
  * Replaying is the daemon's: only it holds the journal's lock and knows what it has in its hands.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <errno.h>
 #include <fcntl.h>

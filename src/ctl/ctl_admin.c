@@ -4,7 +4,7 @@
  * A new key is printed once, alone on stdout, so that a script can take it; all words about it go to stderr.
  * Postgres gets its SHA-256 only.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <inttypes.h>
 #include <stdio.h>

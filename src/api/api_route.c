@@ -4,12 +4,12 @@
  * Parts are split first and decoded after, each exactly once, so that a service or consumer may hold any character and an
  * encoded slash never becomes a separator.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <string.h>
 
 #include "base/mem.h"
-#include "service/api_webhooks.h"
+#include "api/api_webhooks.h"
 
 #define PART_MAX 600
 

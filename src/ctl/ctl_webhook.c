@@ -6,7 +6,7 @@
  * of the API by its UUID. A test event goes through the outbox like any other, so that what is tested is the
  * whole way. A new secret is printed once, on stdout; all words about it go to stderr.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <inttypes.h>
 #include <stdio.h>

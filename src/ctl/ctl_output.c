@@ -4,7 +4,7 @@
  * Names come from outside: a cell loses its control characters, so that nobody's consumer id can drive an operator's
  * terminal. Must not be given a secret, except by ctl_print_secret, which keeps no copy.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -4,7 +4,7 @@
 #ifndef REFRESHD_SERVICE_API_WEBHOOKS_H
 #define REFRESHD_SERVICE_API_WEBHOOKS_H
 
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 #include "service/store_webhook_endpoint.h"
 #include "service/webhook.h"
 #include "service/webhook_rules.h"

@@ -4,7 +4,7 @@
  *
  * A consumer is made by its first connection and gone with its last: there is no table of them.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -6,7 +6,7 @@
  * token is opened for the answer only and never lies in a buffer that is not wiped. A refresh token is not
  * even read here.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <string.h>
 

@@ -4,7 +4,7 @@
  * Pages are by event, newest first; a redelivery goes oldest first, in portions that a cursor continues.
  * Bodies are not kept and not shown: only what came of a delivery.
  */
-#include "service/api_webhooks.h"
+#include "api/api_webhooks.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -4,7 +4,7 @@
  * refresh makes the connection due, wakes the daemons and watches the row: this program itself never talks to a
  * provider. token opens the sealed access token and writes it to stdout, and nowhere else.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <stdio.h>
 #include <string.h>

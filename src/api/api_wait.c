@@ -4,7 +4,7 @@
  * The refresh itself is done by whichever daemon claims the row, so that it happens once however many ask;
  * here only the row is watched. Must not: hold a transaction, or decide anything about the connection.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <string.h>
 

@@ -4,7 +4,7 @@
  * Field by field from what is named here; no message repeats a value that came in, but for words of ours (a
  * header's or a field's name). Each function that answers ends the call.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <stdarg.h>
 #include <stdio.h>

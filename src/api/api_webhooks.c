@@ -5,7 +5,7 @@
  * changes: nobody is subscribed who does not agree. The secret leaves in the one answer that made it and is
  * sealed ever after. Whoever brings a secret along is not told it back.
  */
-#include "service/api_webhooks.h"
+#include "api/api_webhooks.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -3,7 +3,7 @@
  *
  * The rows that are shown carry no sealed value at all. Settings are shown as their masked copy.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -4,7 +4,7 @@
  * Exit status: 0 fine, 1 failure, 2 wrong use, 78 bad configuration. What is asked of a database is asked only when its
  * schema is the one this program knows, except by migrate and status.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <stdarg.h>
 #include <stdio.h>

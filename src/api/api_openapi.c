@@ -1,12 +1,12 @@
 /*
  * api_openapi - GET /openapi.json: the contract itself, compiled in from docs/openapi.json.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <string.h>
 
 static const char text[] =
-#include "src/service/openapi.inc"
+#include "src/api/openapi.inc"
 	;
 
 void api_do_openapi(struct api_call *c)

@@ -4,7 +4,7 @@
 #ifndef REFRESHD_SERVICE_API_PRIV_H
 #define REFRESHD_SERVICE_API_PRIV_H
 
-#include "service/api.h"
+#include "api/api.h"
 
 #include <json-c/json.h>
 

@@ -4,7 +4,7 @@
  * Merging is an import of the orphan's tokens under the row's lock. The refresh token that it replaces is kept
  * beside it, and the orphan itself stays in its table, marked: nothing is discarded.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -4,7 +4,7 @@
  * What is wrong is said in sentences and makes the exit status 1, so that a monitoring script needs nothing else.
  * Counting whole tables takes time on large ones: status does it always, top now and then.
  */
-#include "ctl.h"
+#include "ctl/ctl.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -6,7 +6,7 @@
  * one connection in a group the last wins, and all are answered, after the commit; who only wants the row to be
  * there wins over nobody. Must not: answer before it.
  */
-#include "service/api_priv.h"
+#include "api/api_priv.h"
 
 #include <stdlib.h>
 #include <string.h>
