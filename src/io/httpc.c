@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/mem.h"
 #include "base/sys.h"
 #include "io/httpc_call.h"
@@ -72,6 +73,7 @@ static void act(struct httpc *h, curl_socket_t fd, int what)
 {
 	int running;
 	ALWAYS(curl_multi_socket_action(h->multi, fd, what, &running) == CURLM_OK);
+	FAILPOINT_DUE();
 	loop_defer(h->loop, &h->drain);
 }
 

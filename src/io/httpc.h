@@ -61,6 +61,9 @@ struct httpc_request {
 	bool (*addr_allowed)(const struct sockaddr *sa, void *arg);
 	void *addr_arg;		/* must live until the completion */
 	bool fresh_connection;	/* do not reuse a kept connection */
+#ifdef REFRESHD_TORTURE
+	bool watched;		/* its bytes count for the points of base/failpoint.h */
+#endif
 };
 
 enum httpc_result {

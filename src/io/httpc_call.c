@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -123,6 +124,9 @@ int httpc_call_new(const struct httpc_request *req, struct httpc_call **out, str
 	c->url_text = mem_strdup(req->url);
 	c->allow_http = req->allow_http;
 	c->fresh_connection = req->fresh_connection;
+#ifdef REFRESHD_TORTURE
+	c->watched = req->watched;
+#endif
 	c->ca_file = copy(req->ca_file);
 	c->cert_file = copy(req->cert_file);
 	c->key_file = copy(req->key_file);
@@ -206,6 +210,7 @@ static size_t on_read(char *to, size_t size, size_t n, void *arg)
 		left = room;
 	memcpy(to, c->body.data + c->body_read, left);
 	c->body_read += left;
+	FAILPOINT_SOON_IF(c->watched && c->body_read == c->body.len, sent);
 	return left;
 }
 
@@ -285,6 +290,7 @@ static size_t on_header(char *line, size_t size, size_t n, void *arg)
 		c->headers_done = c->reply.status != 0;
 	else if (!c->headers_done) /* what comes after the body is a trailer */
 		header_line(c, line, len);
+	FAILPOINT_IF(c->watched && c->headers_done && len <= 2, half_reply);
 	return len;
 }
 
@@ -340,6 +346,7 @@ static int on_prereq(void *arg, char *ip, char *local_ip, int port, int local_po
 	(void)curl_easy_getinfo(c->easy, CURLINFO_NUM_CONNECTS, &new_connections);
 	c->reply.reused_connection = new_connections == 0;
 	c->prepared = true;
+	FAILPOINT_SOON_IF(c->watched && c->body.len == 0, sent);
 	return CURL_PREREQFUNC_OK;
 }
 

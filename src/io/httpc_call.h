@@ -41,6 +41,9 @@ struct httpc_call {
 	int64_t start_mono_us, run_mono_us;
 	CURL *easy; /* while it is in the multi */
 	bool opened_socket, prepared, refused_addr, refused_resend, too_large;
+#ifdef REFRESHD_TORTURE
+	bool watched;
+#endif
 
 	/* the reply so far */
 	size_t header_bytes;

@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metrics.h"
@@ -268,6 +269,7 @@ static void on_claimed(void *arg, int code, enum pg_class class, const struct st
 		struct attempt *a = attempt_find(r, v[i].id);
 		ALWAYS(a != NULL && a->state == AT_CLAIMING);
 		a->due_at = v[i].due_at;
+		FAILPOINT(after_intent);
 		attempt_begin(a, &v[i]);
 	}
 	for (size_t i = 0; i < b->n; i++) {
@@ -303,6 +305,7 @@ void refresh_claim(struct refresh *r, const struct refresh_want *v, size_t n)
 		w->due_at = v[i].due_at;
 	}
 	r->claiming = true;
+	FAILPOINT(before_intent);
 	int e = store_claim(r->store, b->want, b->n, r->conf->refresh.lease_us, r->conf->refresh.timeout_us, on_claimed, b);
 	if (e != 0) {
 		r->claiming = false;

@@ -10,6 +10,7 @@
 
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metrics.h"
@@ -93,6 +94,7 @@ static void report(struct attempt *a, enum store_verdict verdict)
 
 static void finish(struct attempt *a, enum store_verdict verdict)
 {
+	FAILPOINT_IF(a->has_reply && verdict <= STORE_ALREADY, committed);
 	a->owner->unsettled--;
 	if (!a->quarantine)
 		report(a, verdict);

@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/sys.h"
@@ -185,7 +186,7 @@ int refresh_replay(struct refresh *r, void (*fn)(void *arg, uint64_t replayed), 
 	r->replay_running = true;
 	r->replayed = fn;
 	r->replayed_arg = arg;
-	int e = journal_replay(r->journal, on_record, r);
+	int e = MUTANT(journal_off) ? 0 : journal_replay(r->journal, on_record, r);
 	if (e == ST_IO) { /* what could be read is on its way; not starting would help nobody */
 		log_error("replay.disk_error", K_STATUS(e));
 	} else if (e != 0) {

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metrics.h"
@@ -89,6 +90,7 @@ static void on_journalled(void *arg, int code)
 {
 	struct attempt *a = arg;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
+	FAILPOINT_IF(code == 0, journalled);
 	if (code != 0) { /* still in memory, and the journal has shut the gate: go on to the database at once */
 		log_error("journal.append_failed", K_ID(a->id), K_STATUS(code));
 		a->seq = 0;
@@ -99,6 +101,11 @@ static void on_journalled(void *arg, int code)
 /* Durable first. A reply that cannot be journalled is still in memory: the database is its other chance. */
 static void journal_reply(struct attempt *a)
 {
+	FAILPOINT_IF(a->reply.complete, whole_reply);
+	if (MUTANT(journal_off)) {
+		attempt_answer(a);
+		return;
+	}
 	struct buf record;
 	buf_init(&record, JOURNAL_RECORD_MAX);
 	int e = reply_encode(&a->reply, a->conf->keyring, &record);
@@ -116,12 +123,31 @@ static void journal_reply(struct attempt *a)
 	attempt_answer(a);
 }
 
+#ifdef REFRESHD_TORTURE
+static void send_request(struct attempt *a);
+
+/* The mutant `resend`: the answer is dropped, and the same token presented once more. */
+static bool send_again(struct attempt *a)
+{
+	if (!MUTANT(resend) || !a->sent || a->has_reply)
+		return false;
+	a->has_reply = true;
+	a->state = AT_CLAIMING;
+	send_request(a);
+	return true;
+}
+#else
+#define send_again(a) false
+#endif
+
 static void on_reply(void *arg, struct httpc_reply *h)
 {
 	struct attempt *a = arg;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
 	a->call = NULL;
 	a->sent = h->result != HTTPC_NEVER_SENT;
+	if (send_again(a))
+		return;
 	a->has_reply = true;
 	memcpy(a->reply.id, a->id, 16);
 	a->reply.attempt_id = a->facts.attempt_id;
@@ -170,6 +196,9 @@ static int start_request(struct attempt *a, struct grant_request *q, struct faul
 		.timeout_us = p->timeout_us != 0 ? p->timeout_us : a->conf->refresh.timeout_us,
 		.connect_timeout_us = p->connect_timeout_us != 0 ? p->connect_timeout_us : a->conf->refresh.connect_timeout_us,
 		.max_reply_bytes = REPLY_BODY_MAX,
+#ifdef REFRESHD_TORTURE
+		.watched = true,
+#endif
 		.ca_file = p->ca_file,
 		.cert_file = tls_auth ? a->client->cert_file : NULL,
 		.key_file = tls_auth ? a->client->private_key_file : NULL,

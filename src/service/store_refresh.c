@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/sys.h"
+#include "service/store_mutant.h"
 
 /* ---------------------------------------------------------------- statements */
 
@@ -222,7 +223,7 @@ static const char *text_or_null(const struct pgresult *r, int row, int col)
 static int send_tx(struct store *s, const struct pgstmt *stmt, struct pgargs *a, pgtx_fn *fn, void *arg)
 {
 	struct pgtx *t = pgtx_new();
-	pgtx_add(t, stmt, a);
+	pgtx_add(t, STORE_MUTANT(stmt), a);
 	return store_send(s, t, 10 * US_PER_S, fn, arg);
 }
 

@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metrics.h"
@@ -163,5 +164,6 @@ int delivery_send(struct delivery *d, const struct store_delivery *s, struct fau
 		.of_api = e->of_api,
 		.allow_private = e->allow_private,
 	};
+	FAILPOINT(before_webhook);
 	return webhook_post(d->owner->httpc, d->conf, &m, on_reply, d, &d->call, f);
 }
