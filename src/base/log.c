@@ -101,6 +101,19 @@ bool log_enabled(enum log_level level)
 	return level <= state.level;
 }
 
+/* U+0080 to U+009F, which jsonw lets pass: a terminal obeys them as it does an escape. Returns the new length. */
+static size_t drop_c1(char *s, size_t n)
+{
+	size_t to = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		bool c1 = (uint8_t)s[i] == 0xc2 && i + 1 < n && ((uint8_t)s[i + 1] & 0xe0) == 0x80;
+		s[to++] = c1 ? '?' : s[i];
+		i += c1;
+	}
+	return to;
+}
+
 /* A text as it is logged: at most TEXT_BYTES, cut between characters. Returns the length in `out`. */
 static size_t cut_text(const char *s, char out[TEXT_BYTES])
 {
@@ -108,14 +121,14 @@ static size_t cut_text(const char *s, char out[TEXT_BYTES])
 
 	if (n <= TEXT_BYTES) {
 		memcpy(out, s, n);
-		return n;
+		return drop_c1(out, n);
 	}
 	n = TEXT_BYTES - mark;
 	while (n > 0 && ((uint8_t)s[n] & 0xc0) == 0x80)
 		n--;
 	memcpy(out, s, n);
 	memcpy(out + n, CUT_MARK, mark);
-	return n + mark;
+	return drop_c1(out, n + mark);
 }
 
 static void json_text(struct jsonw *w, const char *key, const char *s)

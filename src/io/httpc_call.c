@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "base/header.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -26,30 +27,6 @@
 
 /* --- building */
 
-static bool is_token(const char *s)
-{
-	if (*s == '\0')
-		return false;
-	for (; *s != '\0'; s++) {
-		bool alnum = (*s >= '0' && *s <= '9') || (*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z');
-		if (!alnum && strchr("!#$%&'*+-.^_`|~", *s) == NULL)
-			return false;
-	}
-	return true;
-}
-
-/* Framing and routing are libcurl's; a second opinion in the headers would only be a way to smuggle. */
-static bool is_reserved(const char *name)
-{
-	static const char *const reserved[] = { "Connection", "Content-Length", "Expect", "Host", "Keep-Alive",
-		"Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade" };
-	for (size_t i = 0; i < sizeof reserved / sizeof reserved[0]; i++) {
-		if (str_eq_nocase(name, strlen(name), reserved[i]))
-			return true;
-	}
-	return false;
-}
-
 static void append(struct curl_slist **list, const char *line)
 {
 	struct curl_slist *longer = curl_slist_append(*list, line);
@@ -59,9 +36,10 @@ static void append(struct curl_slist **list, const char *line)
 
 static int add_header(struct httpc_call *c, const struct httpc_header *h, struct buf *line, struct fault *f)
 {
-	if (!is_token(h->name))
+	if (!header_is_name(h->name))
 		return fault_set(f, ST_INVALID, "a header name is empty or has a character that is not allowed");
-	if (is_reserved(h->name))
+	/* Framing and routing are libcurl's; a second opinion in the headers would only be a way to smuggle. */
+	if (header_is_transport(h->name))
 		return fault_set(f, ST_INVALID, "header %s: is set by the program itself", h->name);
 	if (str_has_ctl(h->value, strlen(h->value)))
 		return fault_set(f, ST_INVALID, "header %s: control characters in the value", h->name);

@@ -8,6 +8,7 @@
 
 #include <string.h>
 
+#include "base/header.h"
 #include "base/mem.h"
 #include "base/str.h"
 
@@ -46,16 +47,6 @@ static bool is_alnum(char c)
 	return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
-static bool is_token(const char *s)
-{
-	if (*s == '\0')
-		return false;
-	for (; *s; s++)
-		if (!is_alnum(*s) && strchr("!#$%&'*+-.^_`|~", *s) == NULL)
-			return false;
-	return true;
-}
-
 static int hex_digit(uint8_t c)
 {
 	if (c >= '0' && c <= '9')
@@ -84,7 +75,7 @@ static int parse_method(struct httpd_framing *p, const char *s)
 			return 0;
 		}
 	}
-	return is_token(s) ? 501 : 400;
+	return header_is_name(s) ? 501 : 400; /* a method is a token, too */
 }
 
 /* RFC 3986: pchar, '/' and '?', with whole percent escapes. */
@@ -146,7 +137,7 @@ static int parse_field(struct httpd_framing *p, char *line)
 		return 400;
 	*value++ = '\0';
 	/* Refuses a fold (the name would begin with a space) and a space before the colon as well. */
-	if (!is_token(line))
+	if (!header_is_name(line))
 		return 400;
 	if (p->n_fields == HTTPD_FRAMING_MAX_FIELDS)
 		return 431;

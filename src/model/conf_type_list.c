@@ -9,6 +9,7 @@
 
 #include <string.h>
 
+#include "base/header.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "model/conf_type_impl.h"
@@ -290,24 +291,17 @@ static bool check_param(
 	return false;
 }
 
-/* RFC 9110 5.1: a token. Those that frame the message are the HTTP client's own. */
 static bool check_header(
 	struct conf_errors *e, const struct conf_option *o, const struct conf_node *map, size_t i)
 {
-	static const char chars[] =
-		"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~";
-	static const char *const ours[] = { "host", "content-length", "transfer-encoding", "connection",
-		"expect", "te", "trailer", "upgrade", "keep-alive", "proxy-connection" };
 	const struct conf_node *key = map->keys[i];
 	size_t n = strlen(key->text);
 
-	if (n == 0 || n > MAX_KEY || strspn(key->text, chars) != n) {
+	if (n > MAX_KEY || !header_is_name(key->text)) {
 		conf_error_at(e, key, "%s: \"%.60s\" is not a header name", o->path, key->text);
 		return false;
 	}
-	for (size_t k = 0; k < sizeof(ours) / sizeof(ours[0]); k++) {
-		if (!str_eq_nocase(key->text, n, ours[k]))
-			continue;
+	if (header_is_transport(key->text)) {
 		conf_error_at(e, key, "%s: \"%s\" cannot be set", o->path, key->text);
 		return false;
 	}

@@ -10,6 +10,7 @@
 
 #include <string.h>
 
+#include "base/header.h"
 #include "base/jsonw.h"
 #include "base/mem.h"
 #include "base/str.h"
@@ -215,32 +216,11 @@ static bool header_is_set(const struct builder *b, const char *name)
 	return false;
 }
 
-/* Headers that decide where a request ends or goes belong to the transport. */
-static bool header_is_framing(const char *name)
-{
-	static const char *const words[] = {"Host", "Content-Length", "Transfer-Encoding", "Connection",
-		"Expect", "TE", "Upgrade", "Trailer", "Keep-Alive", "Proxy-Connection"};
-
-	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
-		if (str_eq_nocase(name, strlen(name), words[i]))
-			return true;
-	return false;
-}
-
-static bool header_name_ok(const char *name)
-{
-	static const char token[] =
-		"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-	size_t n = strlen(name);
-
-	return n > 0 && strspn(name, token) == n;
-}
-
 static int add_header(struct builder *b, const char *name, const char *value, size_t n)
 {
 	const char *key = b->in->provider->key;
 
-	if (!header_name_ok(name) || header_is_framing(name))
+	if (!header_is_name(name) || header_is_transport(name))
 		return fault_set(b->f, ST_INVALID, "provider %s: header \"%s\" cannot be set", key, name);
 	if (header_is_set(b, name))
 		return fault_set(

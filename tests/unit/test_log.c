@@ -111,6 +111,8 @@ START_TEST(logfmt_quotes_what_would_break_the_line)
 		{ "two\nlines\r\t", "\"two\\nlines\\r\\t\"" },
 		{ "\x1b[31m", "\"\\u001b[31m\"" },
 		{ "bad\xff", "\"bad\xef\xbf\xbd\"" },
+		{ "\xc2\x9b[31m \xc2\x80", "\"?[31m ?\"" },
+		{ "\xc2\x85\xc2\xa0\xc3\x85", "?\xc2\xa0\xc3\x85" },
 		{ NULL, "null" },
 	};
 	char expected[200];

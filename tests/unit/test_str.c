@@ -14,6 +14,7 @@
 
 #include "base/base64.h"
 #include "base/mem.h"
+#include "base/header.h"
 #include "base/str.h"
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
@@ -599,6 +600,25 @@ START_TEST(vschar_and_controls)
 }
 END_TEST
 
+START_TEST(header_names)
+{
+	static const char *const good[] = { "a", "X-Y_z", "!#$%&'*+-.^_`|~09" };
+	static const char *const bad[] = { "", " ", "a b", "a:", "a\x01", "\xc3\xa9", "a(", "a/", "\"a\"", "a\x7f", "[", "a=", "{}" };
+	static const char *const transport[] = { "host", "CONTENT-LENGTH", "Transfer-Encoding", "te", "Connection", "expect", "Trailer",
+		"upgrade", "keep-alive", "proxy-connection" };
+	static const char *const free_ones[] = { "", "x-host", "hos", "content-type", "authorization", "te2" };
+
+	for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
+		ck_assert(header_is_name(good[i]));
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		ck_assert_msg(!header_is_name(bad[i]), "%s", bad[i]);
+	for (size_t i = 0; i < sizeof(transport) / sizeof(transport[0]); i++)
+		ck_assert_msg(header_is_transport(transport[i]), "%s", transport[i]);
+	for (size_t i = 0; i < sizeof(free_ones) / sizeof(free_ones[0]); i++)
+		ck_assert_msg(!header_is_transport(free_ones[i]), "%s", free_ones[i]);
+}
+END_TEST
+
 START_TEST(eq_nocase)
 {
 	ck_assert(str_eq_nocase("Content-Type", 12, "content-type"));
@@ -745,6 +765,7 @@ static void add_tests(Suite *s)
 	unit_add(tc, utf8_agrees_with_the_code_points);
 	unit_add(tc, vschar_and_controls);
 	unit_add(tc, eq_nocase);
+	unit_add(tc, header_names);
 	suite_add_tcase(s, tc);
 
 	tc = tcase_create("base64");

@@ -1,0 +1,29 @@
+/*
+ * header - names of HTTP header fields.
+ *
+ * One list for everybody who checks a name, so that none is let in by one and taken for something else by
+ * another. Must not know values.
+ */
+#include "base/header.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#include "base/str.h"
+
+bool header_is_name(const char *s)
+{
+	static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+	return s[0] != '\0' && s[strspn(s, token)] == '\0';
+}
+
+bool header_is_transport(const char *name)
+{
+	static const char *const words[] = { "Connection", "Content-Length", "Expect", "Host", "Keep-Alive", "Proxy-Connection", "TE",
+		"Trailer", "Transfer-Encoding", "Upgrade" };
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+		if (str_eq_nocase(name, strlen(name), words[i]))
+			return true;
+	}
+	return false;
+}
