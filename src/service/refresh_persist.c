@@ -126,7 +126,8 @@ static void on_quarantined(void *arg, int code, enum pg_class class, const enum 
 static void wait_for_row(struct attempt *a)
 {
 	struct refresh *r = a->owner;
-	attempt_set_state(a, AT_SETTLING);
+	if (a->state == AT_PERSISTING)
+		attempt_set_state(a, AT_SETTLING);
 	queue_push(&r->busy, a);
 	if (!loop_timer_is_set(r->busy_over))
 		loop_timer_after(r->busy_over, policy_backoff_us(++r->busy_rounds, US_PER_S / 20, 2 * US_PER_S, sys_random_unit()));
@@ -137,7 +138,7 @@ static void on_busy_over(void *arg)
 	struct refresh *r = arg;
 	MAGIC_CHECK(r, REFRESH_MAGIC);
 	for (struct attempt *a = queue_take(&r->busy); a != NULL; a = queue_take(&r->busy))
-		queue_push(&r->settling, a);
+		queue_push(a->state == AT_RELEASING ? &r->releasing : &r->settling, a);
 	persist_kick(r);
 }
 
@@ -228,7 +229,6 @@ static void on_released(void *arg, int code, enum pg_class class, const enum sto
 {
 	struct release_batch *b = arg;
 	struct refresh *r = b->owner;
-	(void)v, (void)n;
 	MAGIC_CHECK(r, REFRESH_MAGIC);
 	r->releases_sent--;
 	if (code != 0 && !is_bug(r, class)) {
@@ -236,8 +236,12 @@ static void on_released(void *arg, int code, enum pg_class class, const enum sto
 			queue_push(&r->releasing, b->v[i]);
 		try_again(r);
 	} else {
-		for (size_t i = 0; i < b->n; i++)
-			attempt_end(b->v[i], true);
+		for (size_t i = 0; i < b->n; i++) {
+			if (i < n && v[i] == STORE_AGAIN)
+				wait_for_row(b->v[i]);
+			else
+				attempt_end(b->v[i], true);
+		}
 		worked(r);
 	}
 	mem_free(b);

@@ -129,13 +129,20 @@ static const struct pgstmt SQL_PERSIST = {
 	" SELECT v.verdict FROM v ORDER BY v.ord",
 };
 
+/* The claim that is given back may still be committing (its answer was lost, a synchronous standby is slow): then the snapshot
+ * shows a free row, and only its lock tells. Verdict `again`, until the row can be looked at. */
 static const struct pgstmt SQL_RELEASE = {
 	"refresh_release",
-	"UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL,"
-	" due_at = CASE WHEN s.attempt_id = t.attempt_id THEN coalesce(t.due_at, s.due_at) ELSE s.due_at END"
-	" FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[]) AS t (slot, connection_id, attempt_id, due_at)"
-	" WHERE s.slot = t.slot AND s.connection_id = t.connection_id AND s.lease_owner IS NOT NULL"
-	" AND (s.attempt_id = t.attempt_id OR (s.attempt_id = 0 AND s.lease_owner = $5))",
+	"WITH t AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[]) WITH ORDINALITY"
+	" AS t (slot, connection_id, attempt_id, due_at, ord)),"
+	" l AS MATERIALIZED (SELECT t.ord, s.attempt_id, s.due_at, s.lease_owner FROM refreshd.schedule s"
+	" JOIN t ON s.slot = t.slot AND s.connection_id = t.connection_id FOR NO KEY UPDATE OF s SKIP LOCKED),"
+	" u AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL,"
+	" due_at = CASE WHEN l.attempt_id = t.attempt_id THEN coalesce(t.due_at, l.due_at) ELSE l.due_at END FROM l JOIN t USING (ord)"
+	" WHERE s.slot = t.slot AND s.connection_id = t.connection_id AND l.lease_owner IS NOT NULL"
+	" AND (l.attempt_id = t.attempt_id OR (l.attempt_id = 0 AND l.lease_owner = $5)))"
+	" SELECT CASE WHEN l.ord IS NULL AND s.slot IS NOT NULL THEN 3 ELSE 0 END FROM t LEFT JOIN l USING (ord)"
+	" LEFT JOIN refreshd.schedule s ON s.slot = t.slot AND s.connection_id = t.connection_id ORDER BY t.ord",
 };
 static const struct pgstmt SQL_QUARANTINE = {
 	"refresh_quarantine",

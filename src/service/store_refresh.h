@@ -99,7 +99,7 @@ typedef void store_persist_fn(void *arg, int code, enum pg_class class, const en
 int store_persist(struct store *s, const struct store_result *v, size_t n, store_persist_fn *fn, void *arg) MUST_USE;
 
 /* Gives back claims that were not sent; due_at 0 keeps the row's own, and so does an import that voided the attempt. Rows whose
- * lease is not ours any more are left alone. */
+ * lease is not ours any more are left alone. Verdict AGAIN: another transaction has the row, perhaps the very claim. */
 struct store_release {
 	uint8_t id[16];
 	int64_t attempt_id;

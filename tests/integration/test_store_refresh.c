@@ -215,12 +215,12 @@ static enum store_verdict persist(const struct told *claimed, bool has_token)
 	return await(&first).verdict;
 }
 
-static void release(int64_t attempt_id, int64_t due_at)
+static enum store_verdict release(int64_t attempt_id, int64_t due_at)
 {
 	struct store_release r = { .attempt_id = attempt_id, .due_at = due_at };
 	memcpy(r.id, id, sizeof r.id);
 	ck_ok(store_release(store, &r, 1, on_verdict, &first));
-	(void)await(&first);
+	return await(&first).verdict;
 }
 
 /* As an import does it: newer tokens, the attempt void, the lease left to whoever has it. */
@@ -249,6 +249,23 @@ START_TEST(a_result_that_is_sent_again_while_the_first_still_commits_is_no_orpha
 		ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token"), 0);
 	}
 	ck_assert_int_eq(number("SELECT token_version FROM refreshd.credential"), 2);
+}
+END_TEST
+
+START_TEST(a_release_is_told_when_the_claim_is_still_committing)
+{
+	char text[300];
+	int64_t attempt = store_next_attempt(store);
+	snprintf(text, sizeof text,
+		"BEGIN; UPDATE refreshd.schedule SET attempt_id = %lld, lease_owner = 7, lease_until = now() + interval '1 h'",
+		(long long)attempt);
+	sql(text);
+	ck_assert_int_eq(release(attempt, 0), STORE_AGAIN);
+	sql("COMMIT");
+	ck_assert_int_eq(release(attempt + 1, 0), STORE_APPLIED); /* somebody else's: looked at, and left alone */
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner = 7"), 1);
+	ck_assert_int_eq(release(attempt, 0), STORE_APPLIED);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL"), 1);
 }
 END_TEST
 
@@ -369,6 +386,7 @@ Suite *unit_suite(void)
 	tcase_add_checked_fixture(c, setup, teardown);
 	tcase_set_timeout(c, 60);
 	unit_add(c, a_result_that_is_sent_again_while_the_first_still_commits_is_no_orphan);
+	unit_add(c, a_release_is_told_when_the_claim_is_still_committing);
 	unit_add(c, an_import_that_commits_while_a_result_waits_gets_its_lease_back);
 	unit_add(c, a_connection_that_is_deleted_while_a_result_waits_leaves_nothing);
 	unit_add(c, a_row_that_another_holds_does_not_keep_the_rest_of_the_batch);
