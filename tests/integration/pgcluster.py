@@ -74,16 +74,18 @@ class PgCluster:
 
 	PASSWORD = "cluster-test-password"
 
-	def __init__(self, settings=None, tcp=False):
-		"""settings: server settings by name; tcp: also listen on 127.0.0.1 (scram password)."""
+	def __init__(self, settings=None, tcp=False, listen="127.0.0.1", data_dir=None, standby_of=None):
+		"""settings: server settings by name; tcp: also listen there (scram password); data_dir: an empty
+		directory of the server's user to live in; standby_of: a running cluster to copy and follow."""
 		self.bindir = pg_bindir()
 		self.settings = dict(settings or {})
 		self.dir = tempfile.mkdtemp(prefix="pgc-")
-		self.data = os.path.join(self.dir, "data")
+		self.data = data_dir or os.path.join(self.dir, "data")
 		self.sock = os.path.join(self.dir, "s")
 		self.log = os.path.join(self.dir, "server.log")
 		self.port = free_port()
 		self.tcp = tcp
+		self.listen = listen
 		self.proc = None
 		self.bouncer = None
 		self.bouncer_port = None
@@ -93,7 +95,10 @@ class PgCluster:
 			user = pwd.getpwnam("postgres")
 			for path in (self.dir, self.sock):
 				os.chown(path, user.pw_uid, user.pw_gid)
-		self._initdb()
+		if standby_of is None:
+			self._initdb()
+		else:
+			self.follow(standby_of)
 
 	def _as_server(self, argv):
 		cmd = ["setpriv", "--pdeathsig", "KILL"]
@@ -118,7 +123,7 @@ class PgCluster:
 		"""Starts the server and returns when it takes connections. Does nothing when it runs."""
 		if self.proc is not None and self.proc.poll() is None:
 			return self
-		settings = {"listen_addresses": "127.0.0.1" if self.tcp else "", "port": self.port,
+		settings = {"listen_addresses": self.listen if self.tcp else "", "port": self.port,
 			"unix_socket_directories": self.sock, "fsync": "off", "full_page_writes": "off",
 			"max_connections": "100", "shared_buffers": "64MB", "log_min_messages": "warning"}
 		settings.update(self.settings)
@@ -144,7 +149,48 @@ class PgCluster:
 				lines = f.read().split("\n")
 		except OSError:
 			return False
-		return len(lines) > 7 and lines[0].strip() == str(self.proc.pid) and lines[7].strip() == "ready"
+		return len(lines) > 7 and lines[0].strip() == str(self.proc.pid) and lines[7].strip() in ("ready", "standby")
+
+	# --- replication
+
+	def follow(self, primary, afresh=True):
+		"""A stopped cluster becomes a standby of a running one: a copy of it, or (afresh=False) what it has,
+		which is enough after a stop in which everything was sent."""
+		if afresh:
+			shutil.rmtree(self.data, ignore_errors=True)
+			done = subprocess.run(self._as_server([os.path.join(self.bindir, "pg_basebackup"), "-D", self.data, "-d",
+				primary.url("postgres"), "-X", "stream", "-c", "fast", "--no-sync"]), env=clean_env(), cwd=self.dir,
+				stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+			if done.returncode != 0:
+				raise RuntimeError("pg_basebackup failed:\n" + done.stdout)
+		with open(os.path.join(self.data, "standby.signal"), "w"):
+			pass
+		self.settings["primary_conninfo"] = primary.url("postgres", application_name=self.name())
+		return self
+
+	def name(self):
+		"""What it calls itself to its primary."""
+		return "pg%d" % self.port
+
+	def require_standby(self, standby):
+		"""From now on nothing is committed here before `standby` has it on disk."""
+		self.psql("ALTER SYSTEM SET synchronous_standby_names = '%s'" % standby.name())
+		self.psql("SELECT pg_reload_conf()")
+		wait_until("the standby to be synchronous", lambda: self.psql("SELECT sync_state FROM pg_stat_replication WHERE"
+			" application_name = '%s'" % standby.name()) == "sync")
+
+	def promote(self, timeout_s=30):
+		"""A standby becomes a primary; returns when it takes writes. Nobody has to confirm its commits any more."""
+		self.settings.pop("primary_conninfo", None)
+		self.psql("ALTER SYSTEM RESET synchronous_standby_names")
+		self.psql("SELECT pg_reload_conf()")
+		self.psql("SELECT pg_promote(true, %d)" % timeout_s)
+		wait_until("the promotion", lambda: self.psql("SELECT pg_is_in_recovery()") == "f", timeout_s)
+
+	def backends(self, where="true"):
+		"""Process ids of the server's sessions that fit, without the one that asks."""
+		return [int(x) for x in self.psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'"
+			" AND pid <> pg_backend_pid() AND %s" % where).split()]
 
 	def stop(self, mode="fast"):
 		"""mode: fast (rolls back what runs), immediate (as a crash), smart (waits for clients)."""
@@ -197,9 +243,9 @@ class PgCluster:
 		self.psql('create database "%s" template "%s"' % (name, template))
 		return self.url(name)
 
-	def start_bouncer(self, pool_size=4, pool_mode="transaction"):
-		"""PgBouncer in front of the cluster on 127.0.0.1; returns its connection string."""
-		self.bouncer_port = free_port()
+	def start_bouncer(self, pool_size=4, pool_mode="transaction", port=None, **more):
+		"""PgBouncer in front of the cluster on 127.0.0.1; returns its connection string. more: its settings."""
+		self.bouncer_port = port or free_port()
 		folder = os.path.join(self.dir, "b")
 		os.makedirs(folder, exist_ok=True)
 		with open(os.path.join(folder, "users.txt"), "w") as f:
@@ -208,8 +254,9 @@ class PgCluster:
 		with open(ini, "w") as f:
 			f.write("[databases]\n* = host=%s port=%d\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = %d\n"
 				"unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = %s/users.txt\npool_mode = %s\n"
-				"default_pool_size = %d\nmax_client_conn = 200\n"
+				"default_pool_size = %d\nmax_client_conn = 200\nadmin_users = postgres\n"
 				% (self.sock, self.port, self.bouncer_port, folder, pool_mode, pool_size))
+			f.write("".join("%s = %s\n" % x for x in more.items()))
 		program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
 		with open(os.path.join(folder, "log"), "ab") as log:
 			self.bouncer = subprocess.Popen(self._as_server([program, ini]), env=clean_env(), cwd=folder,

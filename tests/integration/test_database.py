@@ -328,21 +328,9 @@ def pgbouncer(tap, world):
 	world.pg.stop_bouncer()
 	wait_until("the daemon to notice", lambda: str(world.pg.bouncer_port) in why_not_ready(v), 15)
 	tap.check("readyz names the pooler's place", "127.0.0.1" in why_not_ready(v), why_not_ready(v))
-	port = world.pg.bouncer_port
-	restart_bouncer(world, port)
+	world.pg.start_bouncer(pool_size=2, port=world.pg.bouncer_port)
 	well_again(tap, world, v, "pool")
 	world.pg.stop_bouncer()
-
-
-def restart_bouncer(world, port):
-	"""The same pooler at the same port."""
-	import pgcluster
-	kept = pgcluster.free_port
-	pgcluster.free_port = lambda: port
-	try:
-		world.pg.start_bouncer(pool_size=2)
-	finally:
-		pgcluster.free_port = kept
 
 
 # ---------------------------------------------------------------- the journal's disk
