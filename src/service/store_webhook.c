@@ -45,7 +45,9 @@ static const struct pgstmt SQL_FANOUT = {
 	" AS t (endpoint_id, room, ailing) WHERE NOT EXISTS (SELECT 1 FROM refreshd.webhook_endpoint w"           \
 	" WHERE w.endpoint_id = t.endpoint_id AND w.disabled_at IS NOT NULL))"
 
-/* Candidates by one index probe for each endpoint; ranked so that no endpoint takes all; then locked and taken. */
+/* Candidates by one index probe for each endpoint; ranked so that no endpoint takes all; then locked and taken. The lock
+ * asks for done_at in a form that the index of the waiting ones does not know: each row is to be found by its key, and not
+ * among everything that waits for its endpoint. */
 static const struct pgstmt SQL_CLAIM = {
 	"webhook_claim",
 	ROOMS
@@ -59,7 +61,8 @@ static const struct pgstmt SQL_CLAIM = {
 	" (PARTITION BY ailing ORDER BY rank, due_at) AS place FROM due) p WHERE NOT ailing OR place <= $6"
 	" ORDER BY ailing, rank, due_at LIMIT $5),"
 	" l AS MATERIALIZED (SELECT d.event_id, d.endpoint_id FROM refreshd.delivery d JOIN pick USING (event_id, endpoint_id)"
-	" WHERE d.done_at IS NULL AND d.due_at <= now() AND " FREE_LEASE " FOR NO KEY UPDATE OF d SKIP LOCKED),"
+	" WHERE coalesce(d.done_at, 'infinity') = 'infinity' AND d.due_at <= now() AND " FREE_LEASE
+	" FOR NO KEY UPDATE OF d SKIP LOCKED),"
 	" u AS (UPDATE refreshd.delivery d SET attempt = d.attempt + 1, lease_owner = $7,"
 	" lease_until = now() + $8::bigint * interval '1 microsecond' FROM l"
 	" WHERE d.event_id = l.event_id AND d.endpoint_id = l.endpoint_id"

@@ -21,56 +21,12 @@
 
 #define FANOUT_BATCH 200
 #define RECORD_BATCH 256
-#define PER_ENDPOINT 4
-#define AILING_AFTER PER_ENDPOINT       /* failures in a row: a full set of places */
 #define AILING_SHARE 4                  /* all ailing endpoints together: one part in so many */
 #define LEASE_MARGIN_US (60 * US_PER_S) /* of the lease over the request: for recording it */
-#define SEND_MARGIN_US (20 * US_PER_S)  /* still there when the request starts */
 #define AGAIN_US US_PER_S               /* the shortest wait for what is due already and could not be had */
 #define PAUSE_BASE_US (500 * US_PER_MS)
 #define PAUSE_CAP_US (10 * US_PER_S)
 #define DISABLE_AFTER_US (5 * INT64_C(86400) * US_PER_S)
-
-/* ---------------------------------------------------------------- lists */
-
-static void list_push(struct delivery_list *l, struct delivery *d)
-{
-	d->next = NULL;
-	d->prev = l->last;
-	if (l->last != NULL)
-		l->last->next = d;
-	else
-		l->first = d;
-	l->last = d;
-	l->n++;
-}
-
-static void list_remove(struct delivery_list *l, struct delivery *d)
-{
-	if (d->prev != NULL)
-		d->prev->next = d->next;
-	else
-		l->first = d->next;
-	if (d->next != NULL)
-		d->next->prev = d->prev;
-	else
-		l->last = d->prev;
-	l->n--;
-}
-
-static void list_move(struct delivery_list *to, struct delivery_list *from, size_t max)
-{
-	while (from->first != NULL && max-- > 0) {
-		struct delivery *d = from->first;
-		list_remove(from, d);
-		list_push(to, d);
-	}
-}
-
-static bool is_ailing(const struct target *t)
-{
-	return t->failures >= AILING_AFTER;
-}
 
 /* ---------------------------------------------------------------- deliveries in hand */
 
@@ -82,6 +38,7 @@ static void delivery_free(struct delivery *d)
 		httpc_cancel(d->call);
 	endpoint_unref(d->endpoint);
 	conf_unref(d->conf);
+	webhook_queue_forget(d);
 	d->magic = 0;
 	mem_free(d);
 }
@@ -90,7 +47,7 @@ static void free_all(struct delivery_list *l)
 {
 	while (l->first != NULL) {
 		struct delivery *d = l->first;
-		list_remove(l, d);
+		webhook_queue_remove(l, d);
 		delivery_free(d);
 	}
 }
@@ -103,8 +60,10 @@ static void kick(struct webhook *w)
 void webhook_answered(struct delivery *d)
 {
 	struct webhook *w = d->owner;
-	list_remove(&w->sending, d);
-	list_push(&w->answered, d);
+	d->target->in_flight--;
+	webhook_queue_judge(d->target, &d->attempt);
+	webhook_queue_remove(&w->sending, d);
+	webhook_queue_push(&w->answered, d);
 	kick(w);
 }
 
@@ -194,17 +153,10 @@ static void fan_out(struct webhook *w)
 
 /* ---------------------------------------------------------------- claim */
 
-static bool can_send(const struct webhook *w, const struct target *t)
+void webhook_give_back(struct delivery *d)
 {
-	if (w->draining || !target_usable(t))
-		return false;
-	int64_t left = w->claim_sent_us + w->claim_lease_us - sys_mono_us();
-	return left >= w->conf->delivery.timeout_us + SEND_MARGIN_US;
-}
-
-static void release_later(struct webhook *w, struct delivery *d)
-{
-	list_push(&w->unsent, d);
+	struct webhook *w = d->owner;
+	webhook_queue_push(&w->unsent, d);
 	if (w->due_us > sys_mono_us() + AGAIN_US)
 		w->due_us = sys_mono_us() + AGAIN_US;
 }
@@ -218,28 +170,14 @@ static void take(struct webhook *w, const struct store_delivery *s)
 	d->magic = DELIVERY_MAGIC;
 	d->owner = w;
 	d->target = t;
-	d->conf = conf_ref(w->conf);
-	d->endpoint = t->endpoint != NULL ? endpoint_ref(t->endpoint) : NULL;
 	d->type = s->type;
 	memcpy(d->attempt.event_id, s->event_id, sizeof d->attempt.event_id);
 	d->attempt.endpoint_id = t->id;
 	d->attempt.attempt = s->attempt;
 	w->in_hand++;
 	t->in_hand++;
-	if (!can_send(w, t)) {
-		release_later(w, d);
-		return;
-	}
-	struct fault f = {0};
-	int e = delivery_send(d, s, &f);
-	if (e == ST_FULL) {
-		log_warning("webhook.no_room", K_FAULT(&f));
-		release_later(w, d);
-		return;
-	}
-	list_push(&w->sending, d);
-	if (e != 0)
-		delivery_refuse(d, &f);
+	d->lease_end_us = w->claim_sent_us + w->claim_lease_us;
+	webhook_queue_wait(d, s);
 }
 
 static void on_claimed(void *arg, int code, const struct store_delivery *v, size_t n, int64_t next_due_at)
@@ -264,18 +202,17 @@ static size_t rooms(const struct webhook *w, struct store_room *v, unsigned *ail
 	if (share == 0)
 		share = 1;
 	for (const struct target *t = w->targets; t != NULL; t = t->next) {
-		if (is_ailing(t))
+		if (webhook_queue_ailing(t))
 			ailing_in_hand += t->in_hand;
 	}
 	*ailing_limit = ailing_in_hand < share ? share - ailing_in_hand : 0;
 	size_t n = 0;
 	for (const struct target *t = w->targets; t != NULL; t = t->next) {
-		bool ailing = is_ailing(t);
-		unsigned most = ailing ? 1 : PER_ENDPOINT;
-		if (!target_usable(t) || t->disabled || t->in_hand >= most || (ailing && *ailing_limit == 0))
+		bool ailing = webhook_queue_ailing(t);
+		unsigned room = webhook_queue_room(w, t);
+		if (!target_usable(t) || t->disabled || room == 0 || (ailing && *ailing_limit == 0))
 			continue;
-		v[n++] = (struct store_room){
-			.endpoint_id = t->id, .room = most - t->in_hand, .ailing = ailing};
+		v[n++] = (struct store_room){.endpoint_id = t->id, .room = room, .ailing = ailing};
 	}
 	return n;
 }
@@ -284,9 +221,11 @@ static void claim(struct webhook *w)
 {
 	w->want_claim = false;
 	w->due_us = INT64_MAX;
-	unsigned most = w->conf->delivery.max_in_flight;
-	if (w->in_hand >= most)
+	unsigned most = w->conf->delivery.max_in_flight, begun = w->in_hand - w->ahead;
+	if (begun >= most)
 		return; /* the next record claims again */
+	if (w->ahead < AHEAD_MAX)
+		most += AHEAD_MAX - w->ahead;
 	unsigned ailing_limit;
 	struct store_room *v = mem_calloc(targets_count(w) + 1, sizeof *v);
 	size_t n = rooms(w, v, &ailing_limit);
@@ -294,7 +233,7 @@ static void claim(struct webhook *w)
 		w->claim_sent_us = sys_mono_us();
 		w->claim_lease_us = w->conf->delivery.timeout_us + LEASE_MARGIN_US;
 		int e = store_claim_deliveries(
-			w->store, v, n, most - w->in_hand, ailing_limit, w->claim_lease_us, on_claimed, w);
+			w->store, v, n, most - begun, ailing_limit, w->claim_lease_us, on_claimed, w);
 		w->claiming = webhook_call_started(w, e, "claim");
 		w->want_claim = !w->claiming;
 	}
@@ -327,7 +266,7 @@ static void on_recorded(void *arg, int code, size_t n)
 		w->want_list = w->want_list || n > 0;
 	} else {
 		w->record_singly = w->record_singly || code == ST_INVALID;
-		list_move(&w->answered, &w->recording, SIZE_MAX);
+		webhook_queue_move(&w->answered, &w->recording, SIZE_MAX);
 	}
 	if (w->answered.n == 0)
 		w->record_singly = false;
@@ -336,11 +275,11 @@ static void on_recorded(void *arg, int code, size_t n)
 
 static void record(struct webhook *w)
 {
-	list_move(&w->recording, &w->answered, w->record_singly ? 1 : RECORD_BATCH);
+	webhook_queue_move(&w->recording, &w->answered, w->record_singly ? 1 : RECORD_BATCH);
 	struct store_attempt *v = attempts_of(&w->recording);
 	int e = store_record_attempts(w->store, v, w->recording.n, DISABLE_AFTER_US, on_recorded, w);
 	if (!webhook_call_started(w, e, "record"))
-		list_move(&w->answered, &w->recording, SIZE_MAX);
+		webhook_queue_move(&w->answered, &w->recording, SIZE_MAX);
 	mem_free(v);
 }
 
@@ -356,11 +295,11 @@ static void on_released(void *arg, int code, size_t n)
 
 static void release(struct webhook *w)
 {
-	list_move(&w->releasing, &w->unsent, RECORD_BATCH);
+	webhook_queue_move(&w->releasing, &w->unsent, RECORD_BATCH);
 	struct store_attempt *v = attempts_of(&w->releasing);
 	int e = store_release_deliveries(w->store, v, w->releasing.n, on_released, w);
 	if (!webhook_call_started(w, e, "release"))
-		list_move(&w->unsent, &w->releasing, SIZE_MAX);
+		webhook_queue_move(&w->unsent, &w->releasing, SIZE_MAX);
 	mem_free(v);
 }
 
@@ -401,7 +340,7 @@ static void step(struct webhook *w)
 static void set_timer(struct webhook *w)
 {
 	int64_t at = INT64_MAX;
-	if (is_wanted(w))
+	if (is_wanted(w) || (w->ahead > 0 && is_paused(w)))
 		at = w->paused_until_us;
 	if (w->started && !w->draining && w->due_us < at)
 		at = w->due_us > w->paused_until_us ? w->due_us : w->paused_until_us;
@@ -427,6 +366,8 @@ static void run(void *arg)
 	}
 	if (!is_paused(w) && is_wanted(w) && store_state(w->store) != STORE_READY)
 		(void)!went_well(w, ST_UNAVAILABLE, store_state_word(store_state(w->store)));
+	if (!is_paused(w))
+		webhook_queue_send(w);
 	while (!is_paused(w) && is_wanted(w))
 		step(w);
 	set_timer(w);
@@ -468,6 +409,8 @@ void webhook_free(struct webhook *w)
 		return;
 	MAGIC_CHECK(w, WEBHOOK_MAGIC);
 	checks_cancel(w);
+	for (struct target *t = w->targets; t != NULL; t = t->next)
+		free_all(&t->waiting);
 	free_all(&w->sending);
 	free_all(&w->answered);
 	free_all(&w->recording);

@@ -9,6 +9,11 @@
 #include "service/store_webhook_endpoint.h"
 #include "service/webhook.h"
 
+#define PER_ENDPOINT 4		  /* requests at one receiver at once */
+#define AILING_AFTER PER_ENDPOINT /* failures in a row: a full set of places */
+#define WINDOW_MAX 252		  /* claimed for one receiver beyond its places */
+#define AHEAD_MAX 2048		  /* waiting, of all receivers, before nobody is claimed for beyond the places */
+
 /* What an endpoint is at one time: never changed, counted, so that an attempt ends as it began. */
 struct endpoint {
 	unsigned refs;
@@ -21,6 +26,11 @@ struct endpoint {
 	int64_t previous_until; /* wall us */
 };
 
+struct delivery_list {
+	struct delivery *first, *last;
+	size_t n;
+};
+
 /* An endpoint over time; kept over reloads by its id, and after its removal until nothing of it is in hand. */
 struct target {
 	struct target *next;
@@ -30,7 +40,9 @@ struct target {
 	const char *events[EVENT_TYPE_COUNT]; /* of the configuration: full names that its patterns cover */
 	size_t n_events;
 	bool of_api;
-	unsigned in_hand;
+	unsigned in_hand, in_flight;
+	unsigned window; /* how many more than may be in flight are claimed */
+	struct delivery_list waiting;
 	unsigned failures; /* in a row, since we know it */
 	bool disabled;
 };
@@ -41,17 +53,15 @@ struct delivery {
 	uint32_t magic;
 	struct webhook *owner;
 	struct target *target;
-	struct conf *conf; /* the snapshot it started with */
-	struct endpoint *endpoint;
+	struct conf *conf;	   /* the snapshot that it was sent with; NULL: not yet */
+	struct endpoint *endpoint; /* the same */
 	enum event_type type;
 	struct store_attempt attempt; /* its result once it is known */
 	struct httpc_call *call;      /* NULL: not being sent */
+	int64_t lease_end_us;	      /* mono */
+	struct store_delivery what;   /* its texts are these: */
+	char *entity, *entity_id, *entity_type, *reason;
 	struct delivery *next, *prev;
-};
-
-struct delivery_list {
-	struct delivery *first, *last;
-	size_t n;
 };
 
 struct webhook {
@@ -62,7 +72,8 @@ struct webhook {
 	struct conf *conf;
 	struct target *targets;
 	struct delivery_list sending, answered, recording, unsent, releasing;
-	unsigned in_hand; /* in any of these lists */
+	unsigned in_hand; /* in any of these lists, or waiting in that of its target */
+	unsigned ahead;	  /* of these: waiting */
 	unsigned calls;   /* to the store, not answered yet */
 	bool started, draining;
 	bool want_fanout, want_claim, want_purge, want_list, want_count, want_load;
@@ -94,6 +105,7 @@ void targets_free(struct webhook *w);
 size_t targets_count(const struct webhook *w);
 void targets_load(struct webhook *w); /* those of the API */
 bool target_usable(const struct target *t);
+void targets_rotate(struct webhook *w, struct target *first);
 struct endpoint *endpoint_ref(struct endpoint *e);
 void endpoint_unref(struct endpoint *e); /* NULL is fine */
 
@@ -119,6 +131,17 @@ int delivery_send(struct delivery *d, const struct store_delivery *s, struct fau
 void delivery_refuse(struct delivery *d, const struct fault *f);
 void delivery_count_outcomes(void); /* every outcome's series, at zero */
 
+/* webhook_queue.c: what is claimed and waits, and whose turn it is */
+void webhook_queue_push(struct delivery_list *l, struct delivery *d);
+void webhook_queue_remove(struct delivery_list *l, struct delivery *d);
+void webhook_queue_move(struct delivery_list *to, struct delivery_list *from, size_t max);
+bool webhook_queue_ailing(const struct target *t); /* everything of late failed there */
+unsigned webhook_queue_room(const struct webhook *w, const struct target *t);
+void webhook_queue_judge(struct target *t, const struct store_attempt *a); /* the window follows what came of an attempt */
+void webhook_queue_wait(struct delivery *d, const struct store_delivery *s);
+void webhook_queue_forget(struct delivery *d); /* frees what webhook_queue_wait copied */
+void webhook_queue_send(struct webhook *w);    /* as far as there are places */
+
 /* webhook_upkeep.c: one statement each */
 void webhook_list_disabled(struct webhook *w);
 void webhook_count_backlog(struct webhook *w);
@@ -126,6 +149,8 @@ void webhook_purge(struct webhook *w);
 
 /* webhook.c: the result is in d->attempt; it is to be recorded. */
 void webhook_answered(struct delivery *d);
+/* In no list, and will not be sent: the claim is given back. */
+void webhook_give_back(struct delivery *d);
 /* Every call to the store is framed by these two: `code` is what its start returned, or what its callback
  * got. True: it went well. A failure pauses everything for a while and is logged. */
 bool webhook_call_started(struct webhook *w, int code, const char *what) MUST_USE;

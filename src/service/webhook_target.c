@@ -103,6 +103,20 @@ size_t targets_count(const struct webhook *w)
 	return n;
 }
 
+void targets_rotate(struct webhook *w, struct target *first)
+{
+	struct target **at = &w->targets, *before = w->targets;
+	while (*at != first)
+		at = &(*at)->next;
+	if (at == &w->targets)
+		return;
+	*at = NULL;
+	w->targets = first;
+	while (first->next != NULL)
+		first = first->next;
+	first->next = before;
+}
+
 static void target_free(struct target *t)
 {
 	endpoint_unref(t->endpoint);

@@ -7,6 +7,7 @@
 #include "service/webhook.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -461,6 +462,119 @@ START_TEST(many_events_go_in_batches)
 }
 END_TEST
 
+/* ---------------------------------------------------------------- claimed ahead */
+
+static void post_many(unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		post(EVENT_UPDATED, "app1");
+}
+
+START_TEST(a_quick_receiver_is_claimed_for_in_large_batches)
+{
+	start("", ONE);
+	fake_outbox_set_delay(t.store, 5 * US_PER_MS);
+	unsigned before = fake_outbox_calls(t.store)->claims;
+	post_many(1000);
+	fake_loop_run_for(t.loop, US_PER_S);
+	ck_assert_uint_eq(fake_outbox_count(t.store, "config:one", true), 1000);
+	ck_assert_uint_le(fake_outbox_calls(t.store)->claims - before, 60);
+	ck_assert_uint_le(fake_httpc_peak(t.httpc), 4);
+	ck_assert_uint_eq(webhook_in_flight(t.webhook), 0);
+}
+END_TEST
+
+START_TEST(a_slow_receiver_is_not_claimed_for_ahead)
+{
+	start("", ONE);
+	t.scripted = true;
+	t.answer.after_us = 2 * US_PER_S;
+	post_many(100);
+	for (unsigned i = 0; i < 20; i++) {
+		fake_loop_run_for(t.loop, US_PER_S);
+		ck_assert_uint_le(webhook_in_flight(t.webhook), 4);
+	}
+	ck_assert_uint_ge(t.n_got, 36);
+}
+END_TEST
+
+START_TEST(what_was_claimed_ahead_for_one_that_dies_is_given_back)
+{
+	start("", ONE TWO);
+	post_many(400);
+	fake_loop_run_for(t.loop, 30 * US_PER_MS);
+	strcpy(t.dead, "two");
+	fake_loop_run_for(t.loop, US_PER_S);
+	ck_assert_uint_eq(fake_outbox_count(t.store, "config:one", true), 400); /* delays nobody */
+	ck_assert_uint_gt(webhook_in_flight(t.webhook), 4);                     /* or this shows nothing */
+	fake_loop_run_for(t.loop, 22 * US_PER_S);
+	ck_assert_uint_le(webhook_in_flight(t.webhook), 1);
+	ck_assert_uint_ge(fake_outbox_calls(t.store)->releases, 1);
+	t.dead[0] = '\0';
+	fake_loop_run_for(t.loop, 120 * US_PER_S);
+	ck_assert_uint_eq(fake_outbox_count(t.store, "config:two", true), 400);
+	for (unsigned e = 0; e < 400; e++) /* only what was sent is counted as an attempt */
+		ck_assert_int_le(fake_outbox_delivery(t.store, e, "config:two")->attempt, 2);
+}
+END_TEST
+
+START_TEST(what_was_claimed_ahead_goes_where_a_reload_says)
+{
+	start("", ONE);
+	post_many(400);
+	fake_loop_run_for(t.loop, 30 * US_PER_MS);
+	unsigned old = t.n_got;
+	ck_assert(old > 8 && webhook_in_flight(t.webhook) > 8);
+	use("", "  - {name: one, url: \"https://moved.test/hook\", secret_file: SECRET}\n");
+	fake_loop_run_for(t.loop, US_PER_S);
+	ck_assert_uint_le(got_by("one.test"), old + 4);
+	ck_assert_uint_eq(got_by("one.test") + got_by("moved.test"), 400);
+	ck_assert_uint_eq(fake_outbox_count(t.store, "config:one", true), 400);
+}
+END_TEST
+
+START_TEST(a_drain_gives_back_what_was_claimed_ahead)
+{
+	start("", ONE);
+	post_many(400);
+	fake_loop_run_for(t.loop, 30 * US_PER_MS);
+	ck_assert_uint_gt(webhook_in_flight(t.webhook), 8);
+	unsigned before = t.n_got;
+	webhook_drain(t.webhook, on_drained, NULL);
+	fake_loop_run_for(t.loop, 100 * US_PER_MS);
+	ck_assert_uint_eq(t.drained, 1);
+	ck_assert_uint_eq(t.n_got, before);
+	for (unsigned e = 0; e < 400; e++) {
+		const struct fake_delivery *d = fake_outbox_delivery(t.store, e, "config:one");
+		ck_assert(d == NULL || (d->lease_until == 0 && d->attempt == (d->delivered ? 1 : 0)));
+	}
+}
+END_TEST
+
+START_TEST(no_more_at_once_than_configured_and_each_gets_its_turn)
+{
+	struct buf hooks = BUF_INIT(20000);
+	for (unsigned i = 0; i < 6; i++)
+		ck_ok(buf_printf(&hooks, "  - {name: h%u, url: \"https://h%u.test/\", secret_file: SECRET}\n", i, i));
+	start("delivery: {max_in_flight: 5}", buf_str(&hooks));
+	buf_fini(&hooks);
+	post_many(300);
+	fake_loop_run_for(t.loop, 100 * US_PER_MS);
+	ck_assert_uint_eq(fake_httpc_peak(t.httpc), 5);
+	unsigned least = UINT_MAX, most = 0;
+	for (unsigned i = 0; i < 6; i++) {
+		char host[16];
+		snprintf(host, sizeof host, "h%u.test", i);
+		unsigned n = got_by(host);
+		least = n < least ? n : least;
+		most = n > most ? n : most;
+	}
+	ck_assert_msg(least > 0 && most <= 3 * least, "%u to %u", least, most);
+	fake_loop_run_for(t.loop, 10 * US_PER_S);
+	ck_assert_uint_eq(t.n_got, 6 * 300);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- dead receivers */
 
 START_TEST(a_dead_receiver_delays_nobody)
@@ -912,6 +1026,12 @@ Suite *unit_suite(void)
 	unit_add(c, a_body_that_cannot_be_sent_is_given_up_aloud);
 	unit_add(c, events_go_to_those_that_want_them);
 	unit_add(c, many_events_go_in_batches);
+	unit_add(c, a_quick_receiver_is_claimed_for_in_large_batches);
+	unit_add(c, a_slow_receiver_is_not_claimed_for_ahead);
+	unit_add(c, what_was_claimed_ahead_for_one_that_dies_is_given_back);
+	unit_add(c, what_was_claimed_ahead_goes_where_a_reload_says);
+	unit_add(c, a_drain_gives_back_what_was_claimed_ahead);
+	unit_add(c, no_more_at_once_than_configured_and_each_gets_its_turn);
 	unit_add(c, a_dead_receiver_delays_nobody);
 	unit_add(c, many_dead_receivers_leave_places_for_the_living);
 	unit_add(c, a_receiver_that_comes_back_gets_its_places_back);
