@@ -22,57 +22,12 @@
 #include "base/metrics.h"
 #include "base/str.h"
 #include "base/sys.h"
-#include "io/httpc.h"
-#include "io/journal.h"
-#include "io/loop.h"
+#include "daemon_priv.h"
 #include "io/notify.h"
-#include "io/resolver.h"
-#include "api/api.h"
-#include "service/budget.h"
-#include "service/health.h"
-#include "service/refresh.h"
-#include "service/scheduler.h"
-#include "service/store.h"
-#include "service/webhook.h"
 
-#define MAGIC UINT32_C(0x6461656d)
 #define EXIT_FAILED 1
 /* After SIGTERM: a request's whole timeout, and this much for the database. What is not committed then is in the journal. */
 #define DRAIN_EXTRA_US (30 * US_PER_S)
-
-#define PHASE_LIST(X)                                                            \
-	X(PHASE_WAITING, "waiting for the database")                             \
-	X(PHASE_REPLAYING, "replaying the journal")                              \
-	X(PHASE_RECOVERING, "taking back what an earlier run left behind")       \
-	X(PHASE_RUNNING, "running")                                              \
-	X(PHASE_DRAINING, "draining")
-enum phase {
-#define X(id, word) id,
-	PHASE_LIST(X)
-#undef X
-};
-
-struct daemon {
-	uint32_t magic;
-	struct loop *loop;
-	struct conf *conf;
-	struct resolver *resolver;
-	struct httpc *token_http, *webhook_http;
-	struct journal *journal;
-	struct store *store;
-	struct budget *budget;
-	struct refresh *refresh;
-	struct scheduler *scheduler;
-	struct webhook *webhook;
-	struct api *api; /* NULL: none is configured */
-	struct health *health;
-	struct health_parts parts;
-	struct store_notice notice;
-	struct loop_timer *tick, *beat, *watchdog, *drain_deadline;
-	enum phase phase;
-	unsigned live;
-	uint8_t home[16];
-};
 
 static const char *phase_word(enum phase p)
 {
@@ -95,11 +50,24 @@ static void set_phase(struct daemon *d, enum phase p)
 
 /* ---------------------------------------------------------------- start: replay, recover, run */
 
+/* What the others should know of us. */
+static void tell_presence(struct daemon *d)
+{
+	enum store_presence p = STORE_STARTING;
+	if (d->phase == PHASE_DRAINING)
+		p = STORE_DRAINING;
+	else if (d->phase == PHASE_RUNNING)
+		p = journal_writable(d->journal) ? STORE_RUNNING : STORE_PAUSED;
+	store_set_presence(d->store, p);
+}
+
+/* The slots come with the answer of the heartbeat that makes us one of them. */
 static void run_now(struct daemon *d)
 {
 	set_phase(d, PHASE_RUNNING);
 	d->parts.scheduler = d->scheduler;
 	scheduler_start(d->scheduler);
+	tell_presence(d);
 	webhook_start(d->webhook);
 	if (d->api != NULL)
 		api_start(d->api);
@@ -113,7 +81,7 @@ static void recover(struct daemon *d);
 static void on_recovered(void *arg, int code, int64_t rows)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	if (d->phase != PHASE_RECOVERING)
 		return;
 	if (code != 0) {
@@ -128,7 +96,7 @@ static void on_recovered(void *arg, int code, int64_t rows)
 static void recover(struct daemon *d)
 {
 	set_phase(d, PHASE_RECOVERING);
-	if (store_previous_epoch(d->store) == 0)
+	if (!store_has_former(d->store))
 		run_now(d);
 	else if (store_recover(d->store, on_recovered, d) != 0)
 		set_phase(d, PHASE_REPLAYING);
@@ -137,7 +105,7 @@ static void recover(struct daemon *d)
 static void on_replayed(void *arg, uint64_t n)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	if (n > 0)
 		log_notice("daemon.replayed", K_COUNT(n));
 	if (d->phase == PHASE_REPLAYING)
@@ -159,7 +127,7 @@ static void replay(struct daemon *d)
 static void on_store_state(void *arg, enum store_state s, const struct fault *why)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	if (s != STORE_READY) {
 		enum log_level level = s == STORE_CHECKING ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING;
 		log_at(level, "database.state", K_WORD("state", store_state_word(s)), K_FAULT(why));
@@ -179,7 +147,7 @@ static void on_store_state(void *arg, enum store_state s, const struct fault *wh
 static void on_journal_state(void *arg, bool writable, const struct fault *why)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	if (writable) {
 		log_notice("journal.writable");
 		if (d->scheduler != NULL)
@@ -187,6 +155,8 @@ static void on_journal_state(void *arg, bool writable, const struct fault *why)
 	} else {
 		log_error("journal.not_writable", K_FAULT(why), K_TEXT("hint", "no refresh is sent until it can be written"));
 	}
+	if (d->phase == PHASE_RUNNING) /* others can do what we cannot */
+		tell_presence(d);
 }
 
 static void on_journal_sync(void *arg, int64_t us)
@@ -210,14 +180,14 @@ static void on_pool_wait(void *arg, int64_t us)
 static void on_done(void *arg, const struct refresh_done *done)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	scheduler_on_done(d->scheduler, done);
 }
 
 static void on_outbox(void *arg)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	if (d->phase == PHASE_RUNNING)
 		webhook_kick(d->webhook);
 }
@@ -225,46 +195,54 @@ static void on_outbox(void *arg)
 static void on_gate(void *arg, const char *provider)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	scheduler_on_gate(d->scheduler, provider);
 }
 
 static void on_notice(void *arg, const uint8_t *id)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
-	if (id != NULL)
-		scheduler_look_at(d->scheduler, id);
-	else
+	MAGIC_CHECK(d, DAEMON_MAGIC);
+	if (id == NULL)
 		scheduler_poll(d->scheduler);
+	else if (scheduler_owns(d->scheduler, id)) /* everybody hears it */
+		scheduler_look_at(d->scheduler, id);
+}
+
+/* The division of the work: ours are these slots, and this part of what providers allow. */
+static void on_live(void *arg, const struct store_live *l)
+{
+	struct daemon *d = arg;
+	MAGIC_CHECK(d, DAEMON_MAGIC);
+	struct slots own;
+	size_t rank = 0;
+	slots_none(&own);
+	if (l->self < l->n)
+		slots_divide(l->names, l->n, l->self, &own, &rank);
+	/* Who is none of them may still serve an explicit act: beside them all. */
+	d->share = (struct budget_share){ .rank = (unsigned)rank, .of = (unsigned)(l->self < l->n ? l->n : l->n + 1) };
+	log_notice("daemon.instances", K_COUNT(l->n), K_UINT("slots", own.n));
+	metrics_set(M_SLOTS, NULL, NULL, own.n);
+	metrics_set(M_INSTANCES, NULL, NULL, (double)l->n);
+	budget_set(d->budget, d->conf, d->share);
+	scheduler_set_slots(d->scheduler, &own);
+	scheduler_kick(d->scheduler);
 }
 
 static void on_clock_jump(void *arg)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	log_notice("daemon.clock_jump");
 	scheduler_replan(d->scheduler);
 }
 
 /* ---------------------------------------------------------------- ticks */
 
-static void share_budget(struct daemon *d)
-{
-	unsigned live = store_live_instances(d->store);
-	if (live == d->live)
-		return;
-	if (d->live != 0)
-		log_notice("daemon.instances", K_COUNT(live));
-	d->live = live;
-	budget_set(d->budget, d->conf, 1.0 / live);
-	scheduler_kick(d->scheduler);
-}
-
 static void on_tick(void *arg)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	loop_timer_after(d->tick, d->conf->refresh.poll_interval_us);
 	if (d->phase == PHASE_RUNNING) {
 		webhook_poll(d->webhook);
@@ -276,11 +254,10 @@ static void on_tick(void *arg)
 static void on_beat(void *arg)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
-	int64_t poll = d->conf->refresh.poll_interval_us;
-	loop_timer_after(d->beat, poll < STORE_HEARTBEAT_US ? poll : STORE_HEARTBEAT_US);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
+	int64_t poll = d->conf->refresh.poll_interval_us, beat = store_heartbeat_in(d->store);
+	loop_timer_after(d->beat, poll < beat ? poll : beat);
 	store_heartbeat(d->store);
-	share_budget(d);
 	if (d->phase == PHASE_REPLAYING && store_state(d->store) == STORE_READY && refresh_replayed(d->refresh))
 		recover(d);
 	if (d->phase != PHASE_RUNNING)
@@ -335,7 +312,7 @@ static void on_drain_deadline(void *arg)
 static void on_terminate(void *arg)
 {
 	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
+	MAGIC_CHECK(d, DAEMON_MAGIC);
 	if (d->phase == PHASE_DRAINING) {
 		log_notice("daemon.still_draining", K_UINT("in_flight", refresh_in_flight(d->refresh)));
 		return;
@@ -344,6 +321,7 @@ static void on_terminate(void *arg)
 	set_phase(d, PHASE_DRAINING);
 	notify_stopping();
 	notify_extend_timeout(limit);
+	tell_presence(d); /* the others take over at once; what we have claimed stays ours */
 	health_set_draining(d->health);
 	if (d->api != NULL)
 		api_drain(d->api);
@@ -353,128 +331,7 @@ static void on_terminate(void *arg)
 	refresh_drain(d->refresh, on_refreshes_drained, d);
 }
 
-/* ---------------------------------------------------------------- reload */
-
-static void use_conf(struct daemon *d)
-{
-	log_setup(d->conf->log.format, d->conf->log.level);
-	health_set_conf(d->health, d->conf);
-	budget_set(d->budget, d->conf, 1.0 / (d->live != 0 ? d->live : 1));
-	refresh_set_conf(d->refresh, d->conf);
-	scheduler_set_conf(d->scheduler, d->conf);
-	webhook_set_conf(d->webhook, d->conf);
-	struct fault f = { 0 };
-	if (d->api != NULL && api_set_conf(d->api, d->conf, &f) != 0)
-		log_error("api.certificate_kept", K_FAULT(&f), K_TEXT("hint", "the certificate in use is unchanged"));
-}
-
-static void log_errors(const struct conf_errors *errors)
-{
-	char where[512];
-	for (size_t i = 0; i < errors->n; i++) {
-		const struct conf_error *e = &errors->v[i];
-		(void)snprintf(where, sizeof where, "%s:%u:%u", e->file, e->line, e->column);
-		log_error("config.error", K_TEXT("at", where), K_TEXT("error", e->text));
-	}
-}
-
-static void log_restart_needed(const struct conf *old, const struct conf *new)
-{
-	struct buf names;
-	buf_init(&names, 4096);
-	if (conf_diff_restart(old, new, &names) == 0 && names.len > 0) {
-		for (size_t i = 0; i < names.len; i++) {
-			if (names.data[i] == '\n')
-				names.data[i] = ' ';
-		}
-		log_warning("config.needs_restart", K_TEXT("options", buf_str(&names)));
-	}
-	buf_fini(&names);
-}
-
-static void on_reload(void *arg)
-{
-	struct daemon *d = arg;
-	MAGIC_CHECK(d, MAGIC);
-	if (d->phase == PHASE_DRAINING)
-		return;
-	struct conf_errors errors = { 0 };
-	struct conf *fresh = NULL;
-	struct fault f = { 0 };
-	bool running = d->phase == PHASE_RUNNING; /* before that, nobody may hear that we are ready */
-	if (running)
-		notify_reloading();
-	if (conf_load(d->conf->path, &fresh, &errors) != 0) {
-		log_errors(&errors);
-		log_error("config.kept", K_COUNT(errors.n), K_TEXT("hint", "the configuration in use is unchanged"));
-		conf_errors_fini(&errors);
-		metrics_inc(M_CONFIG_RELOADS, "refused", NULL);
-		if (running)
-			notify_ready();
-		return;
-	}
-	conf_errors_fini(&errors);
-	log_restart_needed(d->conf, fresh);
-	conf_unref(d->conf);
-	d->conf = fresh;
-	use_conf(d);
-	if (resolver_reload(d->resolver, &f) != 0)
-		log_warning("dns.reload_failed", K_FAULT(&f));
-	scheduler_replan(d->scheduler);
-	metrics_inc(M_CONFIG_RELOADS, "applied", NULL);
-	log_notice("config.applied", K_COUNT(d->conf->n_providers));
-	if (running)
-		notify_ready();
-}
-
 /* ---------------------------------------------------------------- build */
-
-/* Names the journal's directory: the database remembers it with our epoch, so that only the process that has this very journal
- * may take back at once what an earlier run claimed. */
-static int read_home(const char *path, uint8_t home[16])
-{
-	struct buf text;
-	buf_init(&text, 64);
-	int e = buf_read_file(&text, path, NULL);
-	if (e == 0)
-		e = str_parse_uuid(buf_str(&text), text.len > 36 ? 36 : text.len, home);
-	buf_fini(&text);
-	return e;
-}
-
-static int write_home(const char *dir, const char *path, const uint8_t home[16], struct fault *f)
-{
-	char text[STR_UUID_BYTES + 1];
-	str_format_uuid(home, text);
-	text[STR_UUID_BYTES - 1] = '\n';
-	int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	bool ok = fd >= 0 && write(fd, text, STR_UUID_BYTES) == STR_UUID_BYTES && fsync(fd) == 0;
-	int why = errno;
-	if (fd >= 0)
-		(void)close(fd);
-	int dirfd = ok ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-	if (ok && (dirfd < 0 || fsync(dirfd) != 0)) {
-		ok = false;
-		why = errno;
-	}
-	if (dirfd >= 0)
-		(void)close(dirfd);
-	return ok ? 0 : fault_set(f, ST_IO, "%s: %s", path, strerror(why));
-}
-
-static int get_home(const char *dir, uint8_t home[16], struct fault *f)
-{
-	char *path = mem_printf("%s/home", dir);
-	int e = read_home(path, home);
-	if (e == ST_NOT_FOUND) {
-		sys_uuid4(home);
-		e = write_home(dir, path, home, f);
-	} else if (e != 0) {
-		(void)fault_set(f, e, "%s: it should hold one UUID (%s); remove it to start as a new instance", path, status_text(e));
-	}
-	mem_free(path);
-	return e;
-}
 
 static int open_journal(struct daemon *d, struct fault *f)
 {
@@ -485,7 +342,7 @@ static int open_journal(struct daemon *d, struct fault *f)
 	if (e == 0)
 		e = journal_open(d->loop, &p, &d->journal, f);
 	if (e == 0)
-		e = get_home(dir, d->home, f);
+		e = daemon_home(dir, d->home, f);
 	mem_free(dir);
 	if (e != 0)
 		return e;
@@ -535,10 +392,13 @@ static int open_services(struct daemon *d, struct fault *f)
 		e = webhook_new(d->loop, d->store, d->webhook_http, &d->webhook, f);
 	if (e != 0)
 		return e;
+	struct slots none;
+	slots_none(&none);
+	scheduler_set_slots(d->scheduler, &none); /* until we are one of those that run */
 	scheduler_set_refresh(d->scheduler, d->refresh);
 	d->parts = (struct health_parts){ .store = d->store, .journal = d->journal, .refresh = d->refresh, .webhook = d->webhook };
 	d->health = health_new(d->loop, &d->parts);
-	use_conf(d);
+	daemon_use_conf(d);
 	e = health_listen(d->health, d->conf, f);
 	if (e != 0 || !d->conf->api.on)
 		return e;
@@ -552,13 +412,14 @@ static int wire(struct daemon *d, struct fault *f)
 	if (e == 0)
 		e = loop_signal(d->loop, SIGINT, on_terminate, d, f);
 	if (e == 0)
-		e = loop_signal(d->loop, SIGHUP, on_reload, d, f);
+		e = loop_signal(d->loop, SIGHUP, daemon_on_reload, d, f);
 	if (e == 0)
 		e = loop_on_clock_jump(d->loop, on_clock_jump, d, f);
 	if (e != 0)
 		return e;
 	loop_on_stall(d->loop, on_stall, d);
 	store_on_state(d->store, on_store_state, d);
+	store_on_live(d->store, on_live, d);
 	store_set_pool_waits(d->store, on_pool_wait, d);
 	d->notice = (struct store_notice){ .fn = on_notice, .arg = d };
 	store_on_notice(d->store, &d->notice);
@@ -617,7 +478,7 @@ static void harden(void)
 
 int daemon_run(struct conf *conf)
 {
-	struct daemon d = { .magic = MAGIC, .conf = conf_ref(conf), .phase = PHASE_WAITING };
+	struct daemon d = { .magic = DAEMON_MAGIC, .conf = conf_ref(conf), .phase = PHASE_WAITING, .share = { .of = 1 } };
 	struct fault f = { 0 };
 	log_setup(conf->log.format, conf->log.level);
 	harden();

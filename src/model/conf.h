@@ -72,7 +72,7 @@ struct conf {
 	struct {
 		int64_t poll_interval_us, horizon_us, margin_us;
 		double margin_fraction;
-		int64_t lease_us, timeout_us, connect_timeout_us;
+		int64_t lease_us, timeout_us, connect_timeout_us, takeover_delay_us;
 		unsigned max_in_flight;
 		int64_t retry_window_us;
 		bool journal_sync;

@@ -3,7 +3,10 @@
  *
  * A provider's breaker opens after FAULTS_TO_OPEN answers in a row that are faults of the provider (or of the way to it),
  * a client's breaker with the first client_broken. Open means: nothing starts until the pause is over, then one canary; if
- * that fails, the pause doubles up to its cap. Must not: mark a connection, do I/O, or look at the wall clock.
+ * that fails, the pause doubles up to its cap. Of several daemons each keeps its own part: rates are divided exactly, numbers
+ * of requests to the last one (the first daemons get the remainder), but never to nothing, because connections that nobody else
+ * looks after would wait for ever: a limit below the number of daemons becomes one for each.
+ * Must not: mark a connection, do I/O, or look at the wall clock.
  */
 #include "service/budget.h"
 
@@ -60,13 +63,13 @@ struct budget {
 	struct gate *gates[BUCKETS];
 	struct client_breaker *clients;
 	struct conf *conf;
-	double share;
+	struct budget_share share;
 };
 
 struct budget *budget_new(void)
 {
 	struct budget *b = mem_alloc(sizeof *b);
-	b->share = 1;
+	b->share.of = 1;
 	return b;
 }
 
@@ -107,9 +110,9 @@ static void define_site(const struct budget *b, struct site *s)
 	s->known = p != NULL && p->auth_type == AUTH_OAUTH2;
 	if (!s->known)
 		return;
-	unsigned share = (unsigned)((double)p->max_in_flight * b->share);
+	unsigned of = b->share.of, share = p->max_in_flight / of + (b->share.rank < p->max_in_flight % of);
 	s->max_in_flight = share > 0 ? share : 1;
-	s->rate = p->rate_per_s * b->share;
+	s->rate = p->rate_per_s / of;
 	/* One second's worth may go at once; a slow rate still lets a whole request through. */
 	s->burst = s->rate > 1 ? s->rate : 1;
 	if (s->tokens > s->burst)
@@ -139,8 +142,9 @@ static void define_gate(struct budget *b, struct gate *g)
 	g->breaker = &k->breaker;
 }
 
-void budget_set(struct budget *b, struct conf *c, double share)
+void budget_set(struct budget *b, struct conf *c, struct budget_share share)
 {
+	ALWAYS(share.of > 0 && share.rank < share.of);
 	struct conf *old = b->conf;
 	bool changed = old != c;
 	b->conf = conf_ref(c);
@@ -167,7 +171,8 @@ static struct site *get_site(struct budget *b, const char *key)
 	s->key = mem_strdup(key);
 	s->filled_us = sys_mono_us();
 	define_site(b, s);
-	s->tokens = s->burst;
+	/* Daemons that start together do not all send their first request of a slow provider at once. */
+	s->tokens = s->burst > 1 ? s->burst : 1 - (double)b->share.rank / b->share.of;
 	s->next = b->sites;
 	b->sites = s;
 	return s;

@@ -22,8 +22,12 @@ struct gate;
 
 struct budget *budget_new(void);
 void budget_free(struct budget *b);
-/* Takes over the definitions; `share` is the part of every limit that is ours (1 / live instances). Gates stay valid. */
-void budget_set(struct budget *b, struct conf *c, double share); /* takes its own reference */
+/* Our part of every limit: we are number `rank` (from 0) of `of` daemons. */
+struct budget_share {
+	unsigned rank, of;
+};
+/* Takes over the definitions (with a reference of its own). Gates stay valid. */
+void budget_set(struct budget *b, struct conf *c, struct budget_share share);
 
 /* The gate for an application's connections to a provider; stable for the life of the budget. */
 struct gate *budget_gate(struct budget *b, const char *application, const char *service_id);

@@ -97,7 +97,9 @@ static const char MIGRATION_1[] =
 	" name text PRIMARY KEY,"
 	" home uuid NOT NULL,"
 	" epoch bigint NOT NULL,"
-	" previous_epoch bigint,"
+	/* Earlier epochs of this home, whose leases have not been looked through yet. */
+	" former_epochs bigint[] NOT NULL DEFAULT '{}',"
+	" presence text NOT NULL DEFAULT 'starting',"
 	" version text NOT NULL,"
 	" started_at timestamptz NOT NULL,"
 	" heartbeat_at timestamptz NOT NULL,"

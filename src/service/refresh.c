@@ -303,6 +303,7 @@ void refresh_claim(struct refresh *r, const struct refresh_want *v, size_t n)
 		memcpy(w->id, v[i].id, 16);
 		w->attempt_id = a->attempt_id;
 		w->due_at = v[i].due_at;
+		w->takeover_us = v[i].takeover_us;
 	}
 	r->claiming = true;
 	FAILPOINT(before_intent);

@@ -28,6 +28,7 @@ struct refresh;
 struct refresh_want {
 	uint8_t id[16];
 	int64_t due_at;
+	int64_t takeover_us; /* see store_want */
 	struct gate *gate; /* taken by the caller; given back or done here */
 };
 

@@ -1,77 +1,29 @@
 /*
- * scheduler - lanes, their heaps, two polls and one timer.
+ * scheduler - lanes, their heaps and one timer.
  *
  * Where a lane is tells what it waits for: in `ready` (a time: its first entry is due, or its gate opens then), in its
- * site's `parked` list (something of that provider must end first), or nowhere (empty). The forward poll moves a cursor to the horizon;
- * the overdue poll looks again at what should have been done by now and finds imports, freed leases and whatever was missed.
+ * site's `parked` list (something of that provider must end first), or nowhere (empty). What fills them is in scheduler_poll.c.
  * Must not: trust an entry (the claim decides), hold an entry of a lane that has no provider or client, or wake
  * up without a reason.
  */
 #include "service/scheduler.h"
 
-#include <limits.h>
 #include <string.h>
 
-#include "base/idset.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/minheap.h"
 #include "base/sys.h"
+#include "service/scheduler_priv.h"
 
-#define MAGIC UINT32_C(0x73636865)
-#define PAGE_ROWS 5000
-#define PAGES_A_POLL 10
+/* What waits for a provider must not take all memory, nor keep others from being seen: a lane may always hold a few, many
+ * while there is room in all, and what does not fit is found by the overdue poll. */
 #define MAX_ENTRIES ((size_t)2000000)
+#define LANE_MAX ((size_t)500000)
+#define LANE_ALWAYS ((size_t)5000)
 #define UNPARK_AT_ONCE 16
-#define BUCKETS 1024
-
-struct site_park { /* lanes of one provider that wait for something to end there */
-	struct site_park *next;
-	char *provider;
-	struct lane *first, *last;
-	int64_t next_start; /* while a page is spread: the start time of the entry after */
-};
-
-struct lane {
-	struct minheap_node node; /* first: cast back */
-	struct lane *hash_next;
-	struct lane *park_next;
-	bool parked, complained;
-	char *application, *service;
-	struct dueheap heap; /* due_us: when to start; tag: the row's due_at */
-	struct gate *gate;
-	struct site_park *site;
-};
-
-enum poll_kind { POLL_FORWARD, POLL_OVERDUE };
-
-struct poller {
-	struct scheduler *owner;
-	enum poll_kind kind;
-	struct store_cursor at;
-	int64_t until;
-	unsigned pages; /* left in this round of the overdue poll */
-	bool running, whole; /* whole: the last round reached `until` */
-	bool outdated;	     /* what is on its way was asked before everything was forgotten */
-};
-
-struct scheduler {
-	uint32_t magic;
-	struct loop *loop;
-	struct store *store;
-	struct budget *budget;
-	struct refresh *refresh;
-	struct conf *conf;
-	struct lane *lanes[BUCKETS];
-	struct site_park *sites;
-	struct minheap ready;
-	struct idset ids;
-	size_t entries;
-	bool running;
-	struct poller forward, overdue;
-	struct loop_timer *poll_timer, *due_timer;
-	struct loop_task dispatch;
-};
+/* Everybody comes back at the same time: an owner that the database had lost gets this long to write what it was answered. */
+#define OWNERS_FIRST_US (30 * US_PER_S)
+#define TAKEOVER_NOT_NOW (INT64_C(1000) * 86400 * US_PER_S)
 
 static void dispatch(void *arg);
 
@@ -84,7 +36,7 @@ static unsigned bucket_of(const char *application, const char *service)
 		h = h * 33 ^ (uint8_t)*p;
 	for (const char *p = service; *p != '\0'; p++)
 		h = h * 33 ^ (uint8_t)*p;
-	return h % BUCKETS;
+	return h % SCHEDULER_BUCKETS;
 }
 
 static struct site_park *get_site(struct scheduler *s, const char *provider)
@@ -100,7 +52,7 @@ static struct site_park *get_site(struct scheduler *s, const char *provider)
 	return p;
 }
 
-static struct lane *get_lane(struct scheduler *s, const char *application, const char *service)
+struct lane *scheduler_lane(struct scheduler *s, const char *application, const char *service)
 {
 	unsigned b = bucket_of(application, service);
 	for (struct lane *l = s->lanes[b]; l != NULL; l = l->hash_next) {
@@ -131,7 +83,7 @@ static void park(struct lane *l)
 }
 
 /* Puts a lane where it belongs, by its first entry and its gate. */
-static void place(struct scheduler *s, struct lane *l, int64_t wall, int64_t mono)
+void scheduler_place(struct scheduler *s, struct lane *l, int64_t wall, int64_t mono)
 {
 	if (l->parked)
 		return;
@@ -163,7 +115,7 @@ static void unpark(struct scheduler *s, struct site_park *p, int64_t wall, int64
 		if (p->first == NULL)
 			p->last = NULL;
 		l->parked = false;
-		place(s, l, wall, mono);
+		scheduler_place(s, l, wall, mono);
 	}
 }
 
@@ -176,13 +128,18 @@ static void key_of(const uint8_t id[16], int64_t row_due, uint8_t key[16])
 		key[i] ^= (uint8_t)((uint64_t)row_due >> (8 * (i % 8)));
 }
 
-/* False: it is there already. */
-static bool push(struct scheduler *s, struct lane *l, const uint8_t id[16], int64_t start, int64_t row_due)
+/* False: it is there already, or there is no room. What is put in although its slot is not ours was asked for here. */
+bool scheduler_push(struct scheduler *s, struct lane *l, const uint8_t id[16], int64_t start, int64_t row_due)
 {
 	uint8_t key[16];
+	size_t n = l->heap.len;
+	if (n >= LANE_ALWAYS && (n >= LANE_MAX || s->entries >= MAX_ENTRIES))
+		return false;
 	key_of(id, row_due, key);
 	if (!idset_add(&s->ids, key))
 		return false;
+	if (!scheduler_owns(s, id))
+		(void)idset_add(&s->explicit, key);
 	struct due_entry e = { .due_us = start, .tag = row_due };
 	memcpy(e.id, id, sizeof e.id);
 	dueheap_push(&l->heap, &e);
@@ -190,7 +147,7 @@ static bool push(struct scheduler *s, struct lane *l, const uint8_t id[16], int6
 	return true;
 }
 
-static bool usable(struct lane *l)
+bool scheduler_lane_usable(struct lane *l)
 {
 	enum gate_lack lack = gate_lack(l->gate);
 	if (lack == GATE_FINE) {
@@ -217,6 +174,38 @@ static void arm(struct scheduler *s)
 	loop_timer_after(s->due_timer, wait > 0 ? wait : 0);
 }
 
+/* How much longer the lease of another instance is respected after it ran out. A token that does not change when it is used may
+ * be presented again without harm. */
+static int64_t takeover_us(const struct scheduler *s, const struct lane *l)
+{
+	const struct provider *p = conf_provider(s->conf, l->service);
+	if (p == NULL || p->rotation == ROTATION_NONE || p->grant == GRANT_CLIENT)
+		return 0;
+	int64_t since = store_ready_since(s->store);
+	if (since == INT64_MAX || sys_mono_us() - since < OWNERS_FIRST_US)
+		return TAKEOVER_NOT_NOW;
+	return s->conf->refresh.takeover_delay_us;
+}
+
+/* When a row with such a lease can start. */
+int64_t scheduler_takeover_start(const struct scheduler *s, const struct lane *l, int64_t foreign_until)
+{
+	int64_t after = takeover_us(s, l), owners = sys_wall_us();
+	if (after == 0)
+		return 0;
+	if (after != TAKEOVER_NOT_NOW)
+		return foreign_until + after;
+	int64_t since = store_ready_since(s->store), mono = sys_mono_us();
+	owners += since == INT64_MAX ? OWNERS_FIRST_US : since + OWNERS_FIRST_US - mono;
+	after = foreign_until + s->conf->refresh.takeover_delay_us;
+	return after > owners ? after : owners;
+}
+
+bool scheduler_owns(const struct scheduler *s, const uint8_t id[16])
+{
+	return slots_has(&s->own, (unsigned)conn_slot_of(id));
+}
+
 /* The first entry of a lane whose gate is open; false when there is nothing to take (a stale entry was dropped). */
 static bool take_one(struct scheduler *s, struct lane *l, int64_t mono, struct refresh_want *w)
 {
@@ -226,11 +215,13 @@ static bool take_one(struct scheduler *s, struct lane *l, int64_t mono, struct r
 	uint8_t key[16];
 	key_of(e.id, e.tag, key);
 	(void)idset_remove(&s->ids, key);
-	if (refresh_has(s->refresh, e.id))
+	bool ours = idset_remove(&s->explicit, key) || scheduler_owns(s, e.id);
+	if (!ours || refresh_has(s->refresh, e.id))
 		return false;
 	gate_take(l->gate, mono);
 	memcpy(w->id, e.id, sizeof w->id);
 	w->due_at = e.tag;
+	w->takeover_us = takeover_us(s, l);
 	w->gate = l->gate;
 	return true;
 }
@@ -262,7 +253,7 @@ static size_t fill_batch(struct scheduler *s, struct refresh_want *v, size_t roo
 			else if (twice)
 				gate_give_back(l->gate);
 		}
-		place(s, l, wall, mono);
+		scheduler_place(s, l, wall, mono);
 	}
 	return n;
 }
@@ -270,7 +261,7 @@ static size_t fill_batch(struct scheduler *s, struct refresh_want *v, size_t roo
 static void dispatch(void *arg)
 {
 	struct scheduler *s = arg;
-	MAGIC_CHECK(s, MAGIC);
+	MAGIC_CHECK(s, SCHEDULER_MAGIC);
 	unsigned room = s->running && s->refresh != NULL ? refresh_room(s->refresh) : 0;
 	if (room > 0) {
 		struct refresh_want v[REFRESH_BATCH];
@@ -291,152 +282,26 @@ void scheduler_kick(struct scheduler *s)
 		loop_defer(s->loop, &s->dispatch);
 }
 
-static void unpark_all_sites(struct scheduler *s)
+void scheduler_unpark_all(struct scheduler *s)
 {
 	int64_t wall = sys_wall_us(), mono = sys_mono_us();
 	for (struct site_park *p = s->sites; p != NULL; p = p->next)
 		unpark(s, p, wall, mono);
 }
 
-/* ---------------------------------------------------------------- polls */
-
-/* When many entries share a due time and the provider has a rate, the last must start by its due time, so the ones before
- * start earlier: from the page's end backwards, one every 1/rate. */
-static void spread(struct scheduler *s, struct lane **lane, int64_t *start, const struct store_due *v, size_t n)
-{
-	for (struct site_park *p = s->sites; p != NULL; p = p->next)
-		p->next_start = INT64_MAX;
-	for (size_t i = n; i-- > 0;) {
-		double rate = gate_rate(lane[i]->gate);
-		int64_t gap = rate > 0 ? (int64_t)((double)US_PER_S / rate) : 0;
-		struct site_park *p = lane[i]->site;
-		int64_t latest = p->next_start == INT64_MAX ? INT64_MAX : p->next_start - gap;
-		start[i] = v[i].due_at < latest ? v[i].due_at : latest;
-		p->next_start = start[i];
-	}
-}
-
-static void add_page(struct scheduler *s, const struct store_due *v, size_t n)
-{
-	struct lane **lane = mem_calloc(n + 1, sizeof *lane);
-	int64_t *start = mem_calloc(n + 1, sizeof *start);
-	for (size_t i = 0; i < n; i++)
-		lane[i] = get_lane(s, v[i].application_id, v[i].service_id);
-	spread(s, lane, start, v, n);
-	int64_t wall = sys_wall_us(), mono = sys_mono_us();
-	for (size_t i = 0; i < n; i++) {
-		if (!usable(lane[i]) || (s->refresh != NULL && refresh_has(s->refresh, v[i].id)))
-			continue;
-		if (push(s, lane[i], v[i].id, start[i], v[i].due_at))
-			place(s, lane[i], wall, mono);
-	}
-	mem_free(lane);
-	mem_free(start);
-	scheduler_kick(s);
-}
-
-static void next_page(struct poller *p);
-static void start_poll(struct poller *p);
-
-static void on_page(void *arg, int code, const struct store_due *v, size_t n)
-{
-	struct poller *p = arg;
-	struct scheduler *s = p->owner;
-	MAGIC_CHECK(s, MAGIC);
-	p->running = false;
-	bool outdated = p->outdated;
-	p->outdated = false;
-	if (!s->running)
-		return;
-	if (outdated) {
-		start_poll(p);
-		return;
-	}
-	if (code != 0)
-		return;
-	if (n > 0) {
-		p->at.due_at = v[n - 1].due_at;
-		memcpy(p->at.id, v[n - 1].id, 16);
-		add_page(s, v, n);
-	}
-	p->whole = n < PAGE_ROWS;
-	if (p->whole) {
-		if (p->kind == POLL_FORWARD)
-			p->at.due_at = p->until > p->at.due_at ? p->until : p->at.due_at;
-		else
-			p->at = (struct store_cursor){ .due_at = 0 };
-	} else if ((p->kind == POLL_FORWARD || --p->pages > 0) && s->entries < MAX_ENTRIES) {
-		/* Forward to the horizon in one go: what many wait for in vain must not keep the others from being seen. */
-		next_page(p);
-	}
-}
-
-static void next_page(struct poller *p)
-{
-	p->running = store_poll(p->owner->store, &p->at, p->until, PAGE_ROWS, on_page, p) == 0;
-}
-
-static void start_poll(struct poller *p)
-{
-	struct scheduler *s = p->owner;
-	if (p->running || s->entries >= MAX_ENTRIES || store_state(s->store) != STORE_READY)
-		return;
-	p->until = sys_wall_us() + (p->kind == POLL_FORWARD ? s->conf->refresh.horizon_us : 0);
-	p->pages = PAGES_A_POLL;
-	next_page(p);
-}
-
-static void poll_now(struct scheduler *s)
-{
-	start_poll(&s->forward);
-	start_poll(&s->overdue);
-	unpark_all_sites(s);
-	scheduler_kick(s);
-}
+/* ---------------------------------------------------------------- from outside */
 
 static void on_poll_timer(void *arg)
 {
 	struct scheduler *s = arg;
-	MAGIC_CHECK(s, MAGIC);
+	MAGIC_CHECK(s, SCHEDULER_MAGIC);
 	loop_timer_after(s->poll_timer, s->conf->refresh.poll_interval_us);
-	poll_now(s);
+	scheduler_poll_now(s);
 }
 
 static void on_due_timer(void *arg)
 {
 	scheduler_kick(arg);
-}
-
-/* ---------------------------------------------------------------- from outside */
-
-void scheduler_add(struct scheduler *s, const char *application_id, const char *service_id, const uint8_t id[16], int64_t due_at)
-{
-	int64_t wall = sys_wall_us();
-	/* A page that is on its way may have been read before this row was written. */
-	int64_t passed = s->forward.running && s->forward.until > s->forward.at.due_at ? s->forward.until : s->forward.at.due_at;
-	if (due_at > passed && due_at > wall)
-		return; /* the forward poll will come by */
-	struct lane *l = get_lane(s, application_id, service_id);
-	if (!usable(l))
-		return;
-	if (!push(s, l, id, due_at, due_at))
-		return;
-	place(s, l, wall, sys_mono_us());
-	scheduler_kick(s);
-}
-
-static void on_looked_at(void *arg, int code, const struct store_due *v, size_t n)
-{
-	struct scheduler *s = arg;
-	MAGIC_CHECK(s, MAGIC);
-	if (code == 0 && n == 1 && s->running)
-		scheduler_add(s, v[0].application_id, v[0].service_id, v[0].id, v[0].due_at);
-}
-
-void scheduler_look_at(struct scheduler *s, const uint8_t id[16])
-{
-	if (s->running && store_due_of(s->store, id, on_looked_at, s) != 0)
-		return; /* the queue to the database is full: the overdue poll finds it */
 }
 
 void scheduler_on_done(struct scheduler *s, const struct refresh_done *d)
@@ -455,7 +320,7 @@ void scheduler_on_gate(struct scheduler *s, const char *provider)
 
 static void forget(struct scheduler *s)
 {
-	for (unsigned b = 0; b < BUCKETS; b++) {
+	for (unsigned b = 0; b < SCHEDULER_BUCKETS; b++) {
 		for (struct lane *l = s->lanes[b]; l != NULL; l = l->hash_next) {
 			minheap_remove(&s->ready, &l->node);
 			dueheap_fini(&l->heap);
@@ -467,10 +332,10 @@ static void forget(struct scheduler *s)
 		p->first = p->last = NULL;
 	idset_fini(&s->ids);
 	idset_init(&s->ids);
+	idset_fini(&s->explicit);
+	idset_init(&s->explicit);
 	s->entries = 0;
-	s->forward.at = s->overdue.at = (struct store_cursor){ .due_at = 0 };
-	s->forward.outdated = s->forward.running;
-	s->overdue.outdated = s->overdue.running;
+	scheduler_forget_polls(s);
 }
 
 void scheduler_replan(struct scheduler *s)
@@ -479,13 +344,13 @@ void scheduler_replan(struct scheduler *s)
 		return;
 	forget(s);
 	loop_timer_after(s->poll_timer, s->conf->refresh.poll_interval_us);
-	poll_now(s);
+	scheduler_poll_now(s);
 }
 
 void scheduler_poll(struct scheduler *s)
 {
 	if (s->running)
-		poll_now(s);
+		scheduler_poll_now(s);
 }
 
 void scheduler_start(struct scheduler *s)
@@ -517,14 +382,15 @@ int scheduler_new(struct loop *l, struct store *st, struct budget *b, struct sch
 {
 	(void)f;
 	struct scheduler *s = mem_alloc(sizeof *s);
-	s->magic = MAGIC;
+	s->magic = SCHEDULER_MAGIC;
 	s->loop = l;
 	s->store = st;
 	s->budget = b;
 	minheap_init(&s->ready);
 	idset_init(&s->ids);
-	s->forward = (struct poller){ .owner = s, .kind = POLL_FORWARD };
-	s->overdue = (struct poller){ .owner = s, .kind = POLL_OVERDUE };
+	idset_init(&s->explicit);
+	slots_all(&s->own);
+	scheduler_poll_init(s);
 	s->poll_timer = loop_timer_new(l, on_poll_timer, s);
 	s->due_timer = loop_timer_new(l, on_due_timer, s);
 	loop_task_init(&s->dispatch, dispatch, s);
@@ -536,10 +402,10 @@ void scheduler_free(struct scheduler *s)
 {
 	if (s == NULL)
 		return;
-	MAGIC_CHECK(s, MAGIC);
+	MAGIC_CHECK(s, SCHEDULER_MAGIC);
 	forget(s);
 	minheap_fini(&s->ready);
-	for (unsigned b = 0; b < BUCKETS; b++) {
+	for (unsigned b = 0; b < SCHEDULER_BUCKETS; b++) {
 		while (s->lanes[b] != NULL) {
 			struct lane *l = s->lanes[b];
 			s->lanes[b] = l->hash_next;
@@ -556,6 +422,7 @@ void scheduler_free(struct scheduler *s)
 		mem_free(p);
 	}
 	idset_fini(&s->ids);
+	idset_fini(&s->explicit);
 	loop_undefer(s->loop, &s->dispatch);
 	loop_timer_free(s->poll_timer);
 	loop_timer_free(s->due_timer);
@@ -581,7 +448,7 @@ void scheduler_figures(const struct scheduler *s, struct scheduler_figures *out)
 {
 	int64_t wall = sys_wall_us(), oldest = wall;
 	*out = (struct scheduler_figures){ .entries = s->entries };
-	for (unsigned b = 0; b < BUCKETS; b++) {
+	for (unsigned b = 0; b < SCHEDULER_BUCKETS; b++) {
 		for (const struct lane *l = s->lanes[b]; l != NULL; l = l->hash_next) {
 			out->due += count_due(&l->heap, 0, wall);
 			const struct due_entry *e = dueheap_first(&l->heap);

@@ -19,6 +19,8 @@
 #define WRITABLE_US (3 * STORE_HEARTBEAT_US)
 #define RECHECK_US (2 * US_PER_S)
 #define INSTANCE_ALIVE_S 20
+/* Not even one who was just found dead makes us ask more often than this. */
+#define BEAT_AT_LEAST_US (US_PER_S / 4)
 
 struct store {
 	uint32_t magic;
@@ -32,12 +34,23 @@ struct store {
 	struct fault why;
 	store_state_fn *on_state;
 	void *on_state_arg;
-	int64_t epoch, previous_epoch;
+	int64_t epoch;
+	bool has_former;
 	uint64_t attempts;
-	unsigned live;
 	int64_t last_write_us; /* mono, of the last confirmed write */
+	int64_t ready_since_us;
 	bool schema_fits; /* as of the last check over the present connections */
 	bool heartbeat_in_flight;
+	enum store_presence presence;
+	bool announce;	 /* the next heartbeat tells the others to look */
+	bool announcing; /* the one in flight does */
+	bool beat_again; /* when the one in flight is back */
+	char **live;	 /* names */
+	size_t n_live;
+	bool live_known;
+	int64_t stale_at_us; /* mono: somebody's heartbeat is too old then, if no other comes */
+	store_live_fn *on_live;
+	void *on_live_arg;
 	void (*on_wait)(void *arg, int64_t us);
 	void *on_wait_arg;
 	loop_fn *goodbye;
@@ -58,16 +71,23 @@ static const struct pgstmt SQL_ENROL = {
 	"INSERT INTO refreshd.instance AS i (name, home, epoch, version, started_at, heartbeat_at)"
 	" VALUES ($1, $2, nextval('refreshd.epoch'), $3, now(), now())"
 	" ON CONFLICT (name) DO UPDATE SET home = excluded.home, epoch = excluded.epoch, version = excluded.version,"
-	" previous_epoch = CASE WHEN i.home = excluded.home THEN i.epoch END,"
-	" started_at = now(), heartbeat_at = now(), gone = false"
+	" former_epochs = CASE WHEN i.home = excluded.home THEN i.former_epochs || i.epoch ELSE '{}' END,"
+	" presence = excluded.presence, started_at = now(), heartbeat_at = now(), gone = false"
 	" WHERE i.home = excluded.home OR i.gone OR i.heartbeat_at < now() - $4::int * interval '1 second'"
-	" RETURNING epoch, previous_epoch",
+	" RETURNING epoch, former_epochs <> '{}'",
 };
+/* Ourselves and whoever is running, each with the age of its heartbeat. By the clock of the database alone. */
 static const struct pgstmt SQL_HEARTBEAT = {
 	"store_heartbeat",
-	"UPDATE refreshd.instance SET heartbeat_at = now() WHERE name = $1 AND epoch = $2"
-	" RETURNING (SELECT count(*) FROM refreshd.instance"
-	" WHERE NOT gone AND heartbeat_at > now() - $3::int * interval '1 second')",
+	"WITH h AS (UPDATE refreshd.instance SET heartbeat_at = now(), presence = $4 WHERE name = $1 AND epoch = $2 RETURNING name)"
+	" SELECT i.name, i.name = h.name, CASE WHEN i.name = h.name THEN 0 ELSE"
+	" greatest((extract(epoch FROM now() - i.heartbeat_at) * 1000000)::bigint, 0) END FROM h, refreshd.instance i"
+	" WHERE i.name = h.name OR (i.presence = 'running' AND NOT i.gone AND i.heartbeat_at > now() - $3::int * interval '1 second')"
+	" ORDER BY i.name COLLATE \"C\"",
+};
+static const struct pgstmt SQL_ANNOUNCE = {
+	"store_announce",
+	"SELECT pg_notify('refreshd_instance', '')",
 };
 static const struct pgstmt SQL_GOODBYE = {
 	"store_goodbye",
@@ -86,6 +106,18 @@ const char *store_state_word(enum store_state s)
 	return "unknown";
 }
 
+static const char *presence_word(enum store_presence p)
+{
+	switch (p) {
+#define X(id, word)  \
+	case id:     \
+		return word;
+		STORE_PRESENCE_LIST(X)
+#undef X
+	}
+	return "unknown";
+}
+
 static void report_state(void *arg)
 {
 	struct store *s = arg;
@@ -98,6 +130,8 @@ static void set_state(struct store *s, enum store_state to, const char *why)
 {
 	if (s->state == to && strncmp(s->why.text, why, sizeof s->why.text - 1) == 0)
 		return;
+	if (s->state != to)
+		s->ready_since_us = to == STORE_READY ? sys_mono_us() : INT64_MAX;
 	s->state = to;
 	(void)fault_set(&s->why, to == STORE_READY ? ST_OK : ST_UNAVAILABLE, "%s", why);
 	loop_defer(s->loop, &s->report);
@@ -190,9 +224,11 @@ static void on_enrolled(void *arg, const struct pgtx_result *r)
 		return; /* the pool went down meanwhile: it starts again when it is up */
 	if (r->class == PG_CLASS_OK && pgresult_rows(&r->results[0]) == 1) {
 		s->epoch = pgresult_int(&r->results[0], 0, 0);
-		s->previous_epoch = pgresult_null(&r->results[0], 0, 1) ? 0 : pgresult_int(&r->results[0], 0, 1);
+		s->has_former = pgresult_bool(&r->results[0], 0, 1);
 		s->last_write_us = sys_mono_us();
 		set_state(s, STORE_READY, "");
+		if (s->presence != STORE_STARTING) /* enrolled anew, and the others do not know yet what we are */
+			store_set_presence(s, s->presence);
 		return;
 	}
 	if (r->class == PG_CLASS_OK)
@@ -287,11 +323,56 @@ static void on_pool_state(void *arg, bool up, const struct fault *why)
 
 /* ---- heartbeat ---- */
 
+static void forget_live(struct store *s)
+{
+	for (size_t i = 0; i < s->n_live; i++)
+		mem_free(s->live[i]);
+	mem_free(s->live);
+	s->live = NULL;
+	s->n_live = 0;
+}
+
+/* Who is running, by name; false: as before. */
+static bool note_live(struct store *s, const struct pgresult *r)
+{
+	int rows = pgresult_rows(r);
+	char **now = mem_calloc((size_t)rows + 1, sizeof *now);
+	size_t n = 0;
+	int64_t oldest_us = 0;
+	for (int i = 0; i < rows; i++) {
+		if (pgresult_bool(r, i, 1) && s->presence != STORE_RUNNING)
+			continue;
+		now[n++] = mem_strdup(pgresult_text(r, i, 0, NULL));
+		if (pgresult_int(r, i, 2) > oldest_us)
+			oldest_us = pgresult_int(r, i, 2);
+	}
+	s->stale_at_us = sys_mono_us() + INSTANCE_ALIVE_S * US_PER_S - oldest_us;
+	bool same = s->live_known && n == s->n_live;
+	for (size_t i = 0; i < n && same; i++)
+		same = strcmp(now[i], s->live[i]) == 0;
+	forget_live(s);
+	s->live = now;
+	s->n_live = n;
+	s->live_known = true;
+	return !same;
+}
+
+static void tell_live(const struct store *s)
+{
+	struct store_live l = { .names = (const char *const *)s->live, .n = s->n_live };
+	while (l.self < l.n && strcmp(l.names[l.self], s->instance) != 0)
+		l.self++;
+	if (s->on_live != NULL)
+		s->on_live(s->on_live_arg, &l);
+}
+
 static void on_heartbeat(void *arg, const struct pgtx_result *r)
 {
 	struct store *s = arg;
 	MAGIC_CHECK(s, MAGIC);
 	s->heartbeat_in_flight = false;
+	s->announce = s->announce || (s->announcing && r->class != PG_CLASS_OK);
+	s->announcing = false;
 	if (r->class != PG_CLASS_OK || s->state == STORE_CONNECTING) {
 		if (s->state != STORE_CONNECTING && s->state != STORE_READY)
 			look_again(s);
@@ -304,11 +385,15 @@ static void on_heartbeat(void *arg, const struct pgtx_result *r)
 		look_again(s);
 		return;
 	}
-	int64_t live = pgresult_int(&r->results[0], 0, 0);
-	s->live = live < 1 ? 1 : (unsigned)live;
 	s->last_write_us = sys_mono_us();
 	if (s->schema_fits) /* the row of the instance is there in any schema */
 		set_state(s, STORE_READY, "");
+	bool again = s->announce || s->beat_again; /* something changed meanwhile */
+	s->beat_again = false;
+	if (again)
+		store_heartbeat(s);
+	else if (note_live(s, &r->results[0]))
+		tell_live(s);
 }
 
 void store_heartbeat(struct store *s)
@@ -319,7 +404,46 @@ void store_heartbeat(struct store *s)
 	pgargs_text(a, s->instance);
 	pgargs_i64(a, s->epoch);
 	pgargs_i32(a, INSTANCE_ALIVE_S);
-	s->heartbeat_in_flight = send_one(s, &SQL_HEARTBEAT, a, on_heartbeat) == 0;
+	pgargs_text(a, presence_word(s->presence));
+	struct pgtx *t = pgtx_new();
+	pgtx_add(t, &SQL_HEARTBEAT, a);
+	if (s->announce)
+		pgtx_add(t, &SQL_ANNOUNCE, pgargs_new());
+	s->heartbeat_in_flight = store_send(s, t, 5 * US_PER_S, on_heartbeat, s) == 0;
+	if (!s->heartbeat_in_flight)
+		return;
+	s->announcing = s->announce;
+	s->announce = false;
+}
+
+int64_t store_heartbeat_in(const struct store *s)
+{
+	int64_t left = s->stale_at_us - sys_mono_us();
+	if (s->n_live < 2 || left > STORE_HEARTBEAT_US)
+		return STORE_HEARTBEAT_US;
+	return left < BEAT_AT_LEAST_US ? BEAT_AT_LEAST_US : left;
+}
+
+void store_set_presence(struct store *s, enum store_presence p)
+{
+	s->presence = p;
+	s->announce = true;
+	store_heartbeat(s);
+}
+
+void store_on_live(struct store *s, store_live_fn *fn, void *arg)
+{
+	s->on_live = fn;
+	s->on_live_arg = arg;
+}
+
+/* Somebody came or is leaving; NULL: the LISTEN is new, and something may have been missed. */
+static void on_announced(void *arg, const char *payload)
+{
+	struct store *s = arg;
+	(void)payload;
+	s->beat_again = s->heartbeat_in_flight; /* it may have looked before */
+	store_heartbeat(s);
 }
 
 static void on_goodbye(void *arg, const struct pgtx_result *r)
@@ -348,7 +472,7 @@ void store_goodbye(struct store *s, loop_fn *fn, void *arg)
 int store_new(struct loop *l, struct resolver *r, const struct conf *c, const uint8_t home[16], struct store **out, struct fault *f)
 {
 	struct store *s = mem_alloc(sizeof *s);
-	*s = (struct store){ .magic = MAGIC, .loop = l, .state = STORE_CONNECTING, .live = 1 };
+	*s = (struct store){ .magic = MAGIC, .loop = l, .state = STORE_CONNECTING, .ready_since_us = INT64_MAX };
 	memcpy(s->home, home, sizeof s->home);
 	s->instance = mem_strdup(c->instance);
 	(void)fault_set(&s->why, ST_UNAVAILABLE, "not connected to the database yet");
@@ -367,6 +491,7 @@ int store_new(struct loop *l, struct resolver *r, const struct conf *c, const ui
 		return e;
 	}
 	pgpool_on_state(s->pool, on_pool_state, s);
+	pgpool_listen(s->pool, "refreshd_instance", on_announced, s);
 	*out = s;
 	return 0;
 }
@@ -379,6 +504,7 @@ void store_free(struct store *s)
 	pgpool_free(s->pool);
 	loop_undefer(s->loop, &s->report);
 	loop_timer_free(s->recheck);
+	forget_live(s);
 	mem_free(s->instance);
 	s->magic = 0;
 	mem_free(s);
@@ -412,14 +538,14 @@ int64_t store_epoch(const struct store *s)
 	return s->epoch;
 }
 
-int64_t store_previous_epoch(const struct store *s)
+bool store_has_former(const struct store *s)
 {
-	return s->previous_epoch;
+	return s->has_former;
 }
 
-unsigned store_live_instances(const struct store *s)
+int64_t store_ready_since(const struct store *s)
 {
-	return s->live;
+	return s->ready_since_us;
 }
 
 void store_set_pool_waits(struct store *s, void (*fn)(void *arg, int64_t us), void *arg)
@@ -431,6 +557,11 @@ void store_set_pool_waits(struct store *s, void (*fn)(void *arg, int64_t us), vo
 int64_t store_next_attempt(struct store *s)
 {
 	return s->epoch << 40 | (int64_t)(++s->attempts & ((UINT64_C(1) << 40) - 1));
+}
+
+const char *store_instance(const struct store *s)
+{
+	return s->instance;
 }
 
 struct pgpool *store_pool(struct store *s)

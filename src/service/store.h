@@ -16,6 +16,24 @@
 
 struct store;
 
+/* What the others know of us. Only who is `running` takes part in the division of the work. */
+#define STORE_PRESENCE_LIST(X)                                                                 \
+	X(STORE_STARTING, "starting") /* not refreshing yet */                                 \
+	X(STORE_RUNNING, "running")                                                            \
+	X(STORE_PAUSED, "paused")     /* alive, and cannot refresh: the journal cannot be written */ \
+	X(STORE_DRAINING, "draining") /* finishes what it has */
+enum store_presence {
+#define X(id, word) id,
+	STORE_PRESENCE_LIST(X)
+#undef X
+};
+/* The running instances as of the last heartbeat; borrowed for the callback. `self` is n when we are none of them. */
+struct store_live {
+	const char *const *names;
+	size_t n, self;
+};
+typedef void store_live_fn(void *arg, const struct store_live *l);
+
 #define STORE_STATE_LIST(X)                                                                            \
 	X(STORE_CONNECTING, "connecting")   /* no connection yet, or none any more */                  \
 	X(STORE_CHECKING, "checking")	    /* connected; schema and instance not confirmed yet */     \
@@ -44,12 +62,18 @@ const char *store_why(const struct store *s); /* the sentence that went with the
 /* READY, and a heartbeat was confirmed within the last three: no token is spent otherwise. */
 bool store_writable(const struct store *s);
 int64_t store_epoch(const struct store *s);	     /* ours; 0 before READY */
-int64_t store_previous_epoch(const struct store *s); /* of the same home; 0: none */
-unsigned store_live_instances(const struct store *s);/* at least 1; ourselves included */
+bool store_has_former(const struct store *s);	     /* leases of earlier epochs of our home may be left: store_recover */
+int64_t store_ready_since(const struct store *s);    /* mono us of the last change to READY; INT64_MAX while it is not */
 /* How often a heartbeat is due at least: others take an instance for dead after 20 s. */
 #define STORE_HEARTBEAT_US (5 * US_PER_S)
-/* Also the proof of writability. */
+/* Also the proof of writability, and the question who else is alive. */
 void store_heartbeat(struct store *s);
+/* When the next one is due, from now: sooner than usual when somebody's heartbeat is about to be too old. */
+int64_t store_heartbeat_in(const struct store *s);
+/* Called after a heartbeat, when who is running has changed (and after the first). */
+void store_on_live(struct store *s, store_live_fn *fn, void *arg);
+/* Tells the others at once, if they listen; else they find it with their next heartbeat. */
+void store_set_presence(struct store *s, enum store_presence p);
 /* On SIGTERM: tells the others that we are gone, so that they take over at once. Then fn. */
 void store_goodbye(struct store *s, loop_fn *fn, void *arg);
 void store_set_pool_waits(struct store *s, void (*fn)(void *arg, int64_t us), void *arg);
@@ -57,6 +81,7 @@ void store_set_pool_waits(struct store *s, void (*fn)(void *arg, int64_t us), vo
 /* For store_*.c: sends, and watches the outcome for the state above. On failure t is freed and nothing is called. */
 struct pgpool *store_pool(struct store *s);
 int store_send(struct store *s, struct pgtx *t, int64_t wait_us, pgtx_fn *fn, void *arg) MUST_USE;
+const char *store_instance(const struct store *s);
 int64_t store_next_attempt(struct store *s); /* epoch << 40 | counter: unique over all daemons, grows within one */
 
 #endif

@@ -17,6 +17,9 @@ static const struct {
 	const char *statement, *what, *instead;
 } cuts[] = {
 	{ "refresh_poll", " AND (s.lease_until IS NULL OR s.lease_until <= now())", "" },
+	{ "refresh_poll", " CASE WHEN (s.lease_owner NOT IN ($6, 0) AND s.attempt_id <> 0) THEN s.lease_until END", " NULL::timestamptz" },
+	{ "refresh_claim", " AND ((s.lease_owner NOT IN ($5, 0) AND s.attempt_id <> 0)"
+		" AND s.lease_until + w.takeover_us * interval '1 microsecond' > now()) IS NOT TRUE", "" },
 	{ "refresh_claim", " AND (s.lease_until IS NULL OR s.lease_until <= now())", "" },
 	{ "refresh_persist", " WHERE s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL FOR NO KEY",
 		" FOR NO KEY" },

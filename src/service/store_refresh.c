@@ -15,18 +15,23 @@
 
 /* ---------------------------------------------------------------- statements */
 
-#define DUE_COLUMNS "SELECT s.connection_id, s.application_id, s.service_id, s.due_at FROM refreshd.schedule s "
+/* A lease is foreign while its owner may still come and write what it was answered: not ours, not given up by an operator
+ * (0), and not voided by an import, whose tokens nobody has presented. */
+#define FOREIGN(epoch_) "(s.lease_owner NOT IN (" epoch_ ", 0) AND s.attempt_id <> 0)"
+#define DUE_COLUMNS(epoch_)                                                       \
+	"SELECT s.connection_id, s.application_id, s.service_id, s.due_at,"       \
+	" CASE WHEN " FOREIGN(epoch_) " THEN s.lease_until END FROM refreshd.schedule s "
 
 static const struct pgstmt SQL_POLL = {
 	"refresh_poll",
-	DUE_COLUMNS
+	DUE_COLUMNS("$6")
 	"WHERE s.due_at < 'infinity' AND s.due_at >= $1 AND s.due_at <= $3 AND (s.due_at, s.connection_id) > ($1, $2)"
-	" AND (s.lease_until IS NULL OR s.lease_until <= now())"
+	" AND (s.lease_until IS NULL OR s.lease_until <= now()) AND ($5::bytea IS NULL OR get_bit($5, s.slot) = 1)"
 	" ORDER BY s.due_at, s.connection_id LIMIT $4",
 };
 static const struct pgstmt SQL_DUE_OF = {
 	"refresh_due_of",
-	DUE_COLUMNS
+	DUE_COLUMNS("$3")
 	"WHERE s.slot = $1 AND s.connection_id = $2 AND s.due_at < 'infinity' AND (s.lease_until IS NULL OR s.lease_until <= now())",
 };
 
@@ -48,11 +53,12 @@ enum {
  * together. */
 static const struct pgstmt SQL_CLAIM = {
 	"refresh_claim",
-	"WITH want AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[])"
-	" AS t (slot, connection_id, attempt_id, due_at)),"
+	"WITH want AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[], $8::bigint[])"
+	" AS t (slot, connection_id, attempt_id, due_at, takeover_us)),"
 	" c AS MATERIALIZED (SELECT s.slot, s.connection_id, w.attempt_id FROM refreshd.schedule s"
 	" JOIN want w ON s.slot = w.slot AND s.connection_id = w.connection_id"
 	" WHERE s.due_at <= w.due_at AND s.due_at < 'infinity' AND (s.lease_until IS NULL OR s.lease_until <= now())"
+	" AND (" FOREIGN("$5") " AND s.lease_until + w.takeover_us * interval '1 microsecond' > now()) IS NOT TRUE"
 	" FOR NO KEY UPDATE OF s SKIP LOCKED),"
 	" u AS (UPDATE refreshd.schedule s SET attempt_id = c.attempt_id, lease_owner = $5,"
 	" lease_until = now() + $6::bigint * interval '1 microsecond',"
@@ -151,8 +157,10 @@ static const struct pgstmt SQL_QUARANTINE = {
 };
 static const struct pgstmt SQL_RECOVER = {
 	"refresh_recover",
-	"UPDATE refreshd.schedule SET lease_until = now() WHERE due_at < 'infinity' AND due_at <= now() + interval '1 hour'"
-	" AND lease_owner = $1 AND lease_until > now()",
+	"WITH i AS (UPDATE refreshd.instance SET former_epochs = '{}' WHERE name = $1 AND epoch = $2 RETURNING name)"
+	" UPDATE refreshd.schedule SET lease_owner = $2, lease_until = least(lease_until, now()) FROM i"
+	" WHERE due_at < 'infinity' AND due_at <= now() + interval '1 hour'"
+	" AND lease_owner = ANY (ARRAY(SELECT unnest(former_epochs) FROM refreshd.instance WHERE name = $1 AND epoch = $2))",
 };
 static const struct pgstmt SQL_EVENT = {
 	"refresh_event",
@@ -256,6 +264,7 @@ static void on_poll(void *arg, const struct pgtx_result *r)
 		v[i].application_id = pgresult_text(&r->results[0], i, 1, NULL);
 		v[i].service_id = pgresult_text(&r->results[0], i, 2, NULL);
 		v[i].due_at = pgresult_time(&r->results[0], i, 3);
+		v[i].foreign_until = time_or_0(&r->results[0], i, 4);
 	}
 	call.fn(call.arg, 0, v, (size_t)n);
 	mem_free(v);
@@ -271,19 +280,23 @@ static int send_poll(struct store *s, const struct pgstmt *stmt, struct pgargs *
 	return e;
 }
 
-int store_poll(struct store *s, const struct store_cursor *from, int64_t until, unsigned limit, store_poll_fn *fn, void *arg)
+int store_poll(struct store *s, const struct store_cursor *from, int64_t until, unsigned limit, const struct slots *only, store_poll_fn *fn,
+	void *arg)
 {
 	struct pgargs *a = pgargs_new();
 	pgargs_time(a, from->due_at);
 	pgargs_uuid(a, from->id);
 	pgargs_time(a, until);
 	pgargs_i64(a, limit);
+	pgargs_bytes(a, only->n < SLOTS_N ? only->bits : NULL, sizeof only->bits);
+	pgargs_i64(a, store_epoch(s));
 	return send_poll(s, &SQL_POLL, a, fn, arg);
 }
 
 int store_due_of(struct store *s, const uint8_t id[16], store_poll_fn *fn, void *arg)
 {
 	struct pgargs *a = args_of(id);
+	pgargs_i64(a, store_epoch(s));
 	return send_poll(s, &SQL_DUE_OF, a, fn, arg);
 }
 
@@ -388,6 +401,10 @@ int store_claim(struct store *s, const struct store_want *v, size_t n, int64_t l
 	pgargs_i64(a, store_epoch(s));
 	pgargs_i64(a, lease_us);
 	pgargs_i64(a, timeout_us);
+	pgargs_array(a, PGT_I64);
+	for (size_t i = 0; i < n; i++)
+		pgargs_i64(a, v[i].takeover_us);
+	pgargs_array_end(a);
 	return send_claim(s, &SQL_CLAIM, a, fn, arg);
 }
 
@@ -545,7 +562,8 @@ int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows)
 	struct recover_call *call = mem_alloc(sizeof *call);
 	*call = (struct recover_call){ .fn = fn, .arg = arg };
 	struct pgargs *a = pgargs_new();
-	pgargs_i64(a, store_previous_epoch(s));
+	pgargs_text(a, store_instance(s));
+	pgargs_i64(a, store_epoch(s));
 	int e = send_tx(s, &SQL_RECOVER, a, on_recovered, call);
 	if (e != 0)
 		mem_free(call);

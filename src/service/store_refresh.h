@@ -14,6 +14,7 @@
 #include "model/connection.h"
 #include "model/event.h"
 #include "model/grant.h"
+#include "model/slots.h"
 #include "service/store.h"
 
 #define TIME_NEVER INT64_MAX /* due_at = infinity */
@@ -23,20 +24,25 @@ struct store_due {
 	uint8_t id[16];
 	const char *application_id, *service_id; /* the lane; borrowed for the callback */
 	int64_t due_at;				 /* wall us */
+	/* 0, or when the lease of another instance ran out that was never resolved: its owner may still hold the answer. */
+	int64_t foreign_until;
 };
 struct store_cursor { /* exclusive start of the next page */
 	int64_t due_at;
 	uint8_t id[16];
 };
-/* Rows with cursor < (due_at, id) and due_at <= until, lease free, in order, at most limit. `code` 0 or ST_UNAVAILABLE. */
+/* Rows of these slots with cursor < (due_at, id) and due_at <= until, lease free or run out, in order, at most limit. `code` 0 or
+ * ST_UNAVAILABLE. */
 typedef void store_poll_fn(void *arg, int code, const struct store_due *v, size_t n);
-int store_poll(struct store *s, const struct store_cursor *from, int64_t until, unsigned limit, store_poll_fn *fn, void *arg) MUST_USE;
+int store_poll(struct store *s, const struct store_cursor *from, int64_t until, unsigned limit, const struct slots *only, store_poll_fn *fn,
+	void *arg) MUST_USE;
 
 /* ---- claim ---- */
 struct store_want {
 	uint8_t id[16];
 	int64_t attempt_id; /* from store_next_attempt */
 	int64_t due_at;	    /* what the entry said: a row that was moved later is not taken */
+	int64_t takeover_us; /* a lease of another instance that was never resolved is left to it this much longer */
 };
 struct store_claimed { /* all pointers borrowed for the callback */
 	uint8_t id[16];
@@ -109,7 +115,8 @@ int store_release(struct store *s, const struct store_release *v, size_t n, stor
 /* Takes a row whose answer is there and cannot be written (or read) out of the schedule, so that its token is not presented again.
  * Rows that the attempt does not hold any more are left alone. */
 int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, store_persist_fn *fn, void *arg) MUST_USE;
-/* Frees the leases that the previous epoch of this home left behind; they come back by poll with their doubt counted. */
+/* Frees the leases that earlier epochs of this home left behind; they come back by poll with their doubt counted. The journal has
+ * been replayed: what is still leased then has no answer that anybody will ever write. */
 int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg) MUST_USE;
 
 /* An event about something that is no connection (provider faults, tests). */

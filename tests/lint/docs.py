@@ -106,7 +106,7 @@ def main():
 		("src/service/refresh_priv.h", "ATTEMPT_STATE_LIST"), ("src/model/grant.h", "OUTCOME_LIST"), ("src/service/store.h", "STORE_STATE_LIST")]))
 	tap.check("docs/operating.md names every state and phase", words_in("docs/operating.md", [
 		("src/model/connection.h", "CONN_STATE_LIST"), ("src/model/connection.h", "CONN_HEALTH_LIST"),
-		("src/service/store.h", "STORE_STATE_LIST"), ("src/daemon.c", "PHASE_LIST")]))
+		("src/service/store.h", "STORE_STATE_LIST"), ("src/daemon_priv.h", "PHASE_LIST")]))
 	tap.check("every log event is described, and no other", log_docs())
 	tap.check("refreshd(8) has every option", options_in_manual("refreshd", "docs/refreshd.8"))
 	tap.check("refreshctl(1) has every option", options_in_manual("refreshctl", "docs/refreshctl.1"))

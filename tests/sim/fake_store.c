@@ -32,7 +32,7 @@ struct store {
 	struct loop *loop;
 	struct keyring *keyring;
 	bool writable, closed;
-	int64_t delay_us, epoch, previous_epoch;
+	int64_t delay_us, epoch, previous_epoch, ready_since;
 	uint64_t attempts;
 	struct fake_row rows[FAKE_ROWS];
 	size_t n_rows; /* used from the front */
@@ -190,6 +190,7 @@ struct store *fake_store_new(struct loop *l, struct keyring *k)
 	s->keyring = k;
 	s->writable = true;
 	s->epoch = FIRST_EPOCH;
+	s->ready_since = sys_mono_us();
 	return s;
 }
 
@@ -211,6 +212,7 @@ void fake_store_reopen(struct store *s)
 	ALWAYS(s->closed && s->open == NULL);
 	s->closed = false;
 	s->previous_epoch = s->epoch++;
+	s->ready_since = sys_mono_us();
 	s->attempts = 0;
 }
 
@@ -257,9 +259,9 @@ int64_t store_epoch(const struct store *s)
 	return s->epoch;
 }
 
-int64_t store_previous_epoch(const struct store *s)
+int64_t store_ready_since(const struct store *s)
 {
-	return s->previous_epoch;
+	return s->writable && !s->closed ? s->ready_since : INT64_MAX;
 }
 
 int64_t store_next_attempt(struct store *s)
@@ -269,6 +271,8 @@ int64_t store_next_attempt(struct store *s)
 
 void fake_store_set_writable(struct store *s, bool writable)
 {
+	if (writable && !s->writable)
+		s->ready_since = sys_mono_us();
 	s->writable = writable;
 }
 
@@ -317,6 +321,12 @@ static bool lease_free(const struct fake_row *r)
 	return r->lease_until == 0 || r->lease_until <= sys_wall_us();
 }
 
+/* As FOREIGN of store_refresh.c. */
+static bool is_foreign(const struct store *s, const struct fake_row *r)
+{
+	return r->owner != 0 && r->owner != s->epoch && r->owner != FAKE_NOBODY && r->attempt != 0;
+}
+
 static void add_due(struct answer *a, const struct fake_row *r)
 {
 	struct store_due *d = &a->due[a->n++];
@@ -324,9 +334,11 @@ static void add_due(struct answer *a, const struct fake_row *r)
 	d->application_id = r->application;
 	d->service_id = r->service;
 	d->due_at = r->due_at;
+	d->foreign_until = is_foreign(a->store, r) ? r->lease_until : 0;
 }
 
-int store_poll(struct store *s, const struct store_cursor *from, int64_t until, unsigned limit, store_poll_fn *fn, void *arg)
+int store_poll(struct store *s, const struct store_cursor *from, int64_t until, unsigned limit, const struct slots *only, store_poll_fn *fn,
+	void *arg)
 {
 	if (s->closed)
 		return ST_CLOSED;
@@ -338,7 +350,8 @@ int store_poll(struct store *s, const struct store_cursor *from, int64_t until, 
 	for (size_t i = 0; s->writable && i < s->n_rows; i++) {
 		const struct fake_row *r = &s->rows[i];
 		bool after = r->due_at > from->due_at || (r->due_at == from->due_at && memcmp(r->id, from->id, 16) > 0);
-		if (r->used && r->due_at != TIME_NEVER && after && r->due_at <= until && lease_free(r))
+		if (r->used && r->due_at != TIME_NEVER && after && r->due_at <= until && lease_free(r) &&
+			slots_has(only, (unsigned)conn_slot_of(r->id)))
 			add_due(a, r);
 	}
 	qsort(a->due, a->n, sizeof *a->due, by_due);
@@ -395,6 +408,8 @@ static void claim_one(struct store *s, struct answer *a, const struct store_want
 {
 	struct fake_row *r = find(s, w->id);
 	if (r == NULL || r->due_at > w->due_at || r->due_at == TIME_NEVER || !lease_free(r))
+		return;
+	if (is_foreign(s, r) && r->lease_until + w->takeover_us > sys_wall_us())
 		return;
 	r->doubts += r->owner != 0 && r->attempt != 0;
 	r->attempt = w->attempt_id;
@@ -599,8 +614,9 @@ int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows)
 	int64_t now = sys_wall_us();
 	for (size_t i = 0; s->writable && i < s->n_rows; i++) {
 		struct fake_row *r = &s->rows[i];
-		if (r->used && r->due_at <= now + 3600 * US_PER_S && r->owner == s->previous_epoch && r->owner != 0 && r->lease_until > now) {
-			r->lease_until = now;
+		if (r->used && r->due_at <= now + 3600 * US_PER_S && r->owner == s->previous_epoch && r->owner != 0) {
+			r->owner = s->epoch;
+			r->lease_until = r->lease_until < now ? r->lease_until : now;
 			a->n++;
 		}
 	}

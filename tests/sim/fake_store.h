@@ -11,6 +11,7 @@
 #include "service/store_refresh.h"
 
 #define FAKE_ROWS 4096
+#define FAKE_NOBODY (-1) /* the owner that the database knows as 0: an operator gave the lease up */
 
 struct fake_row {
 	bool used;

@@ -8,6 +8,8 @@
 #include "sim/world.h"
 #include "unit/unit.h"
 
+static const struct budget_share ALONE = { 0, 1 };
+
 struct bench {
 	struct conf *conf;
 	struct budget *b;
@@ -18,7 +20,7 @@ static struct bench start(const char *provider)
 {
 	fake_clock_start(11);
 	struct bench t = { .conf = fake_conf(provider, ""), .b = budget_new() };
-	budget_set(t.b, t.conf, 1);
+	budget_set(t.b, t.conf, ALONE);
 	t.g = budget_gate(t.b, "app", "sim");
 	return t;
 }
@@ -71,10 +73,10 @@ START_TEST(lack_of_provider_and_client_is_told)
 	struct conf *less = fake_conf_with("", "", false);
 	struct gate *other = budget_gate(t.b, "app", "other");
 	ck_assert_int_eq(gate_lack(other), GATE_FINE);
-	budget_set(t.b, less, 1);
+	budget_set(t.b, less, ALONE);
 	ck_assert_int_eq(gate_lack(other), GATE_NO_CLIENT);
 	ck_assert_int_eq(gate_when(other, sys_mono_us()), BUDGET_UNKNOWN);
-	budget_set(t.b, t.conf, 1);
+	budget_set(t.b, t.conf, ALONE);
 	ck_assert_int_eq(gate_lack(other), GATE_FINE);
 	conf_unref(less);
 	stop(&t);
@@ -98,14 +100,71 @@ START_TEST(in_flight_is_limited_for_the_provider_over_all_applications)
 }
 END_TEST
 
-START_TEST(share_divides_limit_and_rate_but_never_to_nothing)
+/* How many requests daemon `rank` of `of` has out at once. */
+static unsigned at_once(const char *provider, unsigned rank, unsigned of)
+{
+	struct bench t = start(provider);
+	budget_set(t.b, t.conf, (struct budget_share){ rank, of });
+	unsigned n = 0;
+	while (gate_when(t.g, sys_mono_us()) <= sys_mono_us()) {
+		gate_take(t.g, sys_mono_us());
+		n++;
+	}
+	stop(&t);
+	return n;
+}
+
+START_TEST(share_divides_rate_exactly)
 {
 	struct bench t = start("max_in_flight: 3, rate: 30/s");
-	budget_set(t.b, t.conf, 0.1);
+	budget_set(t.b, t.conf, (struct budget_share){ 9, 10 });
 	ck_assert(gate_rate(t.g) > 2.99 && gate_rate(t.g) < 3.01);
-	gate_take(t.g, sys_mono_us());
-	ck_assert(!open_now(t.g));
 	stop(&t);
+}
+END_TEST
+
+START_TEST(shares_of_a_limit_add_up_to_it_and_none_is_nothing)
+{
+	for (unsigned of = 1; of <= 8; of++) {
+		unsigned sum = 0;
+		for (unsigned rank = 0; rank < of; rank++) {
+			unsigned n = at_once("max_in_flight: 8", rank, of);
+			ck_assert_uint_ge(n, 8 / of);
+			ck_assert_uint_le(n, 8 / of + 1);
+			sum += n;
+		}
+		ck_assert_uint_eq(sum, 8);
+	}
+	/* Fewer than daemons: one each, because what one looks after nobody else does. */
+	for (unsigned rank = 0; rank < 3; rank++)
+		ck_assert_uint_eq(at_once("max_in_flight: 2", rank, 3), 1);
+}
+END_TEST
+
+/* Three daemons on ten a minute: together they send as many as one alone would, from the first minute on. */
+START_TEST(daemons_that_start_together_keep_a_slow_rate_together)
+{
+	unsigned sent = 0, first = 0;
+	for (unsigned rank = 0; rank < 3; rank++) {
+		fake_clock_start(11);
+		struct conf *c = fake_conf("rate: 10/m", "");
+		struct budget *b = budget_new();
+		budget_set(b, c, (struct budget_share){ rank, 3 });
+		struct gate *g = budget_gate(b, "app", "sim");
+		first += open_now(g);
+		for (int64_t end = sys_mono_us() + MINUTES(10); sys_mono_us() < end; sys_virtual_advance(US_PER_S / 10)) {
+			if (!open_now(g))
+				continue;
+			(void)one(g, OUTCOME_REFRESHED);
+			sent++;
+		}
+		budget_free(b);
+		conf_unref(c);
+		sys_set(NULL);
+	}
+	ck_assert_uint_eq(first, 1);
+	ck_assert_uint_ge(sent, 98);
+	ck_assert_uint_le(sent, 103);
 }
 END_TEST
 
@@ -252,7 +311,7 @@ START_TEST(new_configuration_lets_the_canary_go_at_once)
 	(void)one(t.g, OUTCOME_CLIENT_BROKEN);
 	ck_assert(!open_now(t.g));
 	struct conf *fresh = fake_conf("", "");
-	budget_set(t.b, fresh, 1);
+	budget_set(t.b, fresh, ALONE);
 	ck_assert(gate_is_open(t.g));
 	ck_assert(open_now(t.g));
 	gate_take(t.g, sys_mono_us());
@@ -295,7 +354,9 @@ Suite *unit_suite(void)
 	unit_add(t, gate_is_the_same_for_the_same_pair);
 	unit_add(t, lack_of_provider_and_client_is_told);
 	unit_add(t, in_flight_is_limited_for_the_provider_over_all_applications);
-	unit_add(t, share_divides_limit_and_rate_but_never_to_nothing);
+	unit_add(t, share_divides_rate_exactly);
+	unit_add(t, shares_of_a_limit_add_up_to_it_and_none_is_nothing);
+	unit_add(t, daemons_that_start_together_keep_a_slow_rate_together);
 	unit_add(t, rate_lets_one_second_go_at_once_and_then_one_by_one);
 	unit_add(t, what_was_not_sent_costs_no_rate);
 	unit_add(t, provider_breaker_opens_after_five_faults_in_a_row);

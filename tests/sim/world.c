@@ -264,7 +264,7 @@ static void start_services(struct world *w, bool scheduler)
 	fake_httpc_on_request(w->httpc, on_request, w);
 	ck_ok(journal_open(w->loop, &jp, &w->journal, &f));
 	w->budget = budget_new();
-	budget_set(w->budget, w->conf, 1);
+	budget_set(w->budget, w->conf, w->share);
 	ck_ok(refresh_new(w->loop, w->store, w->httpc, w->journal, &ev, &w->refresh, &f));
 	refresh_set_conf(w->refresh, w->conf);
 	if (!scheduler)
@@ -306,6 +306,7 @@ struct world *world_new(uint64_t seed, const char *provider_extra, const char *r
 	w->grace_us = conf_provider(w->conf, "sim")->rotation_grace_us;
 	w->expires_in = 3600;
 	w->latency_us = 50 * US_PER_MS;
+	w->share.of = 1;
 	ck_ok(loop_new(&w->loop, &f));
 	w->store = fake_store_new(w->loop, w->conf->keyring);
 	start_services(w, scheduler);
@@ -394,7 +395,7 @@ void world_conf(struct world *w, struct conf *c)
 {
 	conf_unref(w->conf);
 	w->conf = c;
-	budget_set(w->budget, c, 1);
+	budget_set(w->budget, c, w->share);
 	refresh_set_conf(w->refresh, c);
 	if (w->scheduler != NULL) {
 		scheduler_set_conf(w->scheduler, c);

@@ -54,6 +54,7 @@ struct world {
 	struct budget *budget;
 	struct refresh *refresh;
 	struct scheduler *scheduler; /* NULL unless asked for */
+	struct budget_share share;
 	struct conf *conf, *first_conf; /* the store keeps the keyring of the first */
 	/* the provider */
 	struct family families[FAMILIES];
