@@ -1,10 +1,11 @@
 /*
  * api_import - POST .../import: read strictly, then upsert in groups.
  *
- * What queued while the last statement ran goes into the next one: read the rows as they are, decide and seal
- * against that, write what still fits. A row that changed in between goes round again. Of several imports of
- * one connection in a group the last wins, and all are answered, after the commit; who only wants the row to be
- * there wins over nobody. Must not: answer before it.
+ * What came in one turn of the loop, or queued while another group was out, is one group: sealed and written
+ * as if none of it were there yet. What was there is read, decided anew against that, and written over; a row
+ * that changed in between goes round again. Two imports of one connection are never out at once: in a group
+ * the last one wins and all are answered, a later one waits for the end of the one before; who only wants the
+ * row to be there wins over nobody. Must not: answer before the commit.
  */
 #include "api/api_priv.h"
 
@@ -17,11 +18,16 @@
 #include "model/policy.h"
 #include "service/seal.h"
 
+#define GROUPS 3 /* one is executed while the one before is on its way to the disk */
 #define GROUP_MAX 128
 #define GROUP_BYTES ((size_t)2 * 1024 * 1024)
+#define PASSED_MAX 1024
 #define TRIES_MAX 8
 #define SEALED_MAX ((size_t)256 * 1024)
 #define ENTITY_MAX ((size_t)32 * 1024)
+#define ENTITY_ID_MAX 1024
+
+enum { ACCESS_TOKEN, REFRESH_TOKEN, SETTINGS, SEALED };
 
 struct pending {
 	struct pending *next;      /* in the queue, or behind `winner` */
@@ -32,47 +38,57 @@ struct pending {
 	uint8_t id[16];
 	unsigned tries;
 	bool alone; /* the server refused a group that it was in */
-	api_row_fn *then; /* not an import: the row is to be made if it is not there, and this goes on with it */
+	api_row_fn
+		*then; /* not an import: the row is to be made if it is not there, and this goes on with it */
 
+	int64_t version; /* under which it is sealed; 0: not yet */
 	/* for the present try */
-	int64_t version, seen_at;
+	int64_t seen_at, created_at,
+		last_failed_at; /* of the row that is there; seen_at 0: of the one to be made */
+	bool enabled;
 	struct import_times times;
 	struct conn_change to;
-	struct buf access_token, refresh_token, settings, settings_public, entity, entity_id;
+	struct buf sealed[SEALED], settings_public, entity, entity_id;
+};
+
+struct group {
+	struct api_imports *q;
+	struct pending *v[GROUP_MAX]; /* sorted by id */
+	size_t n;                     /* 0: it is free */
+	int64_t now;
+	bool events;
 };
 
 struct api_imports {
 	struct api *api;
-	struct pending *first, **last; /* the queue */
-	struct pending *group[GROUP_MAX];
-	size_t n;
-	int64_t now;
-	bool busy;
+	struct pending *first, **last; /* the queue; of one connection the oldest first */
+	size_t queued;
+	struct group groups[GROUPS];
+	struct loop_task start;
 };
+
+static void start_groups(void *arg);
 
 struct api_imports *api_imports_new(struct api *a)
 {
 	struct api_imports *q = mem_alloc(sizeof *q);
 	q->api = a;
 	q->last = &q->first;
+	for (size_t i = 0; i < GROUPS; i++)
+		q->groups[i].q = q;
+	loop_task_init(&q->start, start_groups, q);
 	return q;
-}
-
-static void bufs_fini(struct pending *p)
-{
-	buf_fini(&p->access_token);
-	buf_fini(&p->refresh_token);
-	buf_fini(&p->settings);
-	buf_fini(&p->settings_public);
-	buf_fini(&p->entity);
-	buf_fini(&p->entity_id);
 }
 
 static void pending_free(void *state)
 {
 	struct pending *p = state;
 	import_fini(&p->import);
-	bufs_fini(p);
+	for (int i = 0; i < SEALED; i++)
+		buf_fini(&p->sealed[i]);
+	buf_fini(&p->settings_public);
+	buf_fini(&p->entity);
+	buf_fini(&p->entity_id);
 	mem_free(p);
 }
 
@@ -114,66 +130,48 @@ static void enqueue(struct api_imports *q, struct pending *p)
 	p->next = NULL;
 	*q->last = p;
 	q->last = &p->next;
+	q->queued++;
+	loop_defer(q->api->loop, &q->start);
 }
 
-static void next_group(struct api_imports *q);
-
-static void fail_group(struct api_imports *q, int code)
+/* Before what came after it, which shall win. */
+static void enqueue_again(struct api_imports *q, struct pending *p)
 {
-	for (size_t i = 0; i < q->n; i++) {
-		struct pending *p = q->group[i];
-		bool again = code == ST_AGAIN || (code == ST_INVALID && q->n > 1);
+	p->next = q->first;
+	q->first = p;
+	q->queued++;
+	if (q->last == &q->first)
+		q->last = &p->next;
+}
+
+static void group_end(struct group *g)
+{
+	g->n = 0;
+	loop_defer(g->q->api->loop, &g->q->start);
+	if (g->events)
+		g->q->api->parts.outbox(g->q->api->parts.arg);
+	g->events = false;
+}
+
+static void try_again(struct group *g, struct pending *p, int code)
+{
+	if (++p->tries < TRIES_MAX)
+		enqueue_again(g->q, p);
+	else
+		end_all(p, end_with_code, &code);
+}
+
+static void fail_group(struct group *g, int code)
+{
+	for (size_t i = 0; i < g->n; i++) {
+		struct pending *p = g->v[i];
 		p->alone = code == ST_INVALID;
-		if (again && ++p->tries < TRIES_MAX)
-			enqueue(q, p);
+		if (code == ST_AGAIN || (code == ST_INVALID && g->n > 1))
+			try_again(g, p, code);
 		else
 			end_all(p, end_with_code, &code);
 	}
-	q->n = 0;
-	q->busy = false;
-	next_group(q);
-}
-
-/* ---------------------------------------------------------------- after the write */
-
-static const struct store_connection *row_of(const struct store_connection *v, size_t n, const uint8_t id[16])
-{
-	for (size_t i = 0; i < n; i++) {
-		if (memcmp(v[i].id, id, 16) == 0)
-			return &v[i];
-	}
-	return NULL;
-}
-
-static void on_written(void *arg, int code, const struct store_connection *v, size_t n)
-{
-	struct api_imports *q = arg;
-	static const int given_up = ST_AGAIN;
-	bool events = false;
-	if (code != 0) {
-		fail_group(q, code);
-		return;
-	}
-	for (size_t i = 0; i < q->n; i++) {
-		struct pending *p = q->group[i];
-		const struct store_connection *row = row_of(v, n, p->id);
-		if (row != NULL && row->token_version == p->version) {
-			events = events || p->to.event != EVENT_NONE;
-			if (p->times.due_at != INT64_MAX)
-				scheduler_add(q->api->parts.scheduler, row->key.application_id,
-					row->key.service_id, p->id, p->times.due_at);
-			end_all(p, end_with_row, row);
-		} else if (++p->tries < TRIES_MAX) {
-			enqueue(q, p);
-		} else {
-			end_all(p, end_with_code, &given_up);
-		}
-	}
-	if (events)
-		q->api->parts.outbox(q->api->parts.arg);
-	q->n = 0;
-	q->busy = false;
-	next_group(q);
+	group_end(g);
 }
 
 /* ---------------------------------------------------------------- decide, seal, write */
@@ -181,27 +179,38 @@ static void on_written(void *arg, int code, const struct store_connection *v, si
 static int seal_one(struct api_imports *q, enum seal_column col, const struct pending *p, int64_t version,
 	const struct buf *plain, struct buf *out)
 {
-	buf_fini(out);
-	buf_init(out, SEALED_MAX);
-	return plain->len == 0 ? 0
-			       : seal_column(q->api->conf->keyring, col, p->id, version, plain->data,
-					 plain->len, out);
+	buf_reset(out);
+	if (plain->len == 0)
+		return 0;
+	return seal_column(q->api->conf->keyring, col, p->id, version, plain->data, plain->len, out);
 }
 
 static int seal_all(struct api_imports *q, struct pending *p)
 {
-	int e = seal_one(q, SEAL_ACCESS_TOKEN, p, p->version, &p->import.access_token, &p->access_token);
+	const struct import *i = &p->import;
+	int e = seal_one(q, SEAL_ACCESS_TOKEN, p, p->version, &i->access_token, &p->sealed[ACCESS_TOKEN]);
 	if (e == 0)
 		e = seal_one(
-			q, SEAL_REFRESH_TOKEN, p, p->version, &p->import.refresh_token, &p->refresh_token);
-	if (e != 0 || !p->import.has_settings)
+			q, SEAL_REFRESH_TOKEN, p, p->version, &i->refresh_token, &p->sealed[REFRESH_TOKEN]);
+	if (e != 0 || !i->has_settings)
 		return e;
-	e = seal_one(q, SEAL_SETTINGS, p, 0, &p->import.settings, &p->settings);
-	buf_fini(&p->settings_public);
-	buf_init(&p->settings_public, SEALED_MAX);
+	e = seal_one(q, SEAL_SETTINGS, p, 0, &i->settings, &p->sealed[SETTINGS]);
+	buf_reset(&p->settings_public);
 	return e != 0 ? e
-		      : import_mask_settings(buf_str(&p->import.settings), p->import.settings.len,
-				p->provider, &p->settings_public);
+		      : import_mask_settings(
+				buf_str(&i->settings), i->settings.len, p->provider, &p->settings_public);
+}
+
+/* The version is part of what is sealed: once is enough as long as it is greater than that of the row. */
+static int seal_for(struct group *g, struct pending *p, const struct store_connection *row)
+{
+	int64_t version = p->version != 0 ? p->version : g->now;
+	if (row != NULL && row->token_version >= version)
+		version = row->token_version + 1;
+	if (version == p->version)
+		return 0;
+	p->version = version;
+	return seal_all(g->q, p);
 }
 
 static void decide(struct pending *p, const struct store_connection *row)
@@ -220,34 +229,46 @@ static void decide(struct pending *p, const struct store_connection *row)
 		p->to.event = EVENT_UPDATED;
 }
 
-static int build_event(struct api_imports *q, struct pending *p, const struct store_connection *row)
+static int build_event(struct group *g, struct pending *p)
 {
-	const struct store_connection fresh = {
+	const struct store_connection k = {
 		.key = p->call->key,
 		.auth_type = auth_type_word(p->provider->auth_type),
-		.created_at = row != NULL ? row->created_at : q->now,
-		.last_failed_at = row != NULL ? row->last_failed_at : 0,
+		.created_at = p->created_at,
+		.last_failed_at = p->last_failed_at,
 	};
-	buf_fini(&p->entity);
-	buf_fini(&p->entity_id);
-	buf_init(&p->entity, ENTITY_MAX);
-	buf_init(&p->entity_id, 1024);
-	return api_build_event(p->call->conf, &fresh, conn_state_word(p->to.state),
-		conn_health_word(p->to.health), row == NULL || row->enabled, q->now, &p->entity,
-		&p->entity_id);
+	buf_reset(&p->entity);
+	buf_reset(&p->entity_id);
+	return api_build_event(p->call->conf, &k, conn_state_word(p->to.state),
+		conn_health_word(p->to.health), p->enabled, g->now, &p->entity, &p->entity_id);
 }
 
-static int prepare(struct api_imports *q, struct pending *p, const struct store_connection *row)
+/* row NULL: as if it were not there. */
+static int prepare(struct group *g, struct pending *p, const struct store_connection *row)
 {
 	const struct conf *c = p->call->conf;
 	const struct policy_margin margin = {
 		.margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction};
 	p->seen_at = row != NULL ? row->updated_at : 0;
-	p->version = row != NULL && row->token_version >= q->now ? row->token_version + 1 : q->now;
+	p->created_at = row != NULL ? row->created_at : g->now;
+	p->last_failed_at = row != NULL ? row->last_failed_at : 0;
+	p->enabled = row == NULL || row->enabled;
 	decide(p, row);
-	import_plan(&p->import, p->provider, &margin, q->now, sys_random_unit(), &p->times);
-	int e = seal_all(q, p);
-	return e != 0 ? e : build_event(q, p, row);
+	import_plan(&p->import, p->provider, &margin, g->now, sys_random_unit(), &p->times);
+	int e = seal_for(g, p, row);
+	return e != 0 ? e : build_event(g, p);
+}
+
+/* False: it cannot be sealed, and was answered. */
+static bool prepared(struct group *g, struct pending *p, const struct store_connection *row)
+{
+	static const int broken = ST_INVALID;
+	int e = prepare(g, p, row);
+	if (e == 0)
+		return true;
+	log_error("api.import_not_sealed", K_ID(p->id), K_STATUS(e));
+	end_all(p, end_with_code, &broken);
+	return false;
 }
 
 static struct store_upsert upsert_of(const struct pending *p)
@@ -258,9 +279,9 @@ static struct store_upsert upsert_of(const struct pending *p)
 		.token_version = p->version,
 		.seen_at = p->seen_at,
 		.times = &p->times,
-		.access_token = &p->access_token,
-		.refresh_token = &p->refresh_token,
-		.settings = &p->settings,
+		.access_token = &p->sealed[ACCESS_TOKEN],
+		.refresh_token = &p->sealed[REFRESH_TOKEN],
+		.settings = &p->sealed[SETTINGS],
 		.settings_public = p->import.has_settings ? buf_str(&p->settings_public) : NULL,
 		.metadata = p->import.has_metadata ? buf_str(&p->import.metadata) : NULL,
 		.state = p->to.state,
@@ -273,58 +294,152 @@ static struct store_upsert upsert_of(const struct pending *p)
 	return u;
 }
 
-/* What cannot be sealed is answered here; the rest stays in the group. */
-static void prepare_all(struct api_imports *q, const struct store_connection *v, size_t n)
-{
-	static const int broken = ST_INVALID;
-	size_t kept = 0;
-	for (size_t i = 0; i < q->n; i++) {
-		struct pending *p = q->group[i];
-		const struct store_connection *row = row_of(v, n, p->id);
-		/* updated_at must grow, for it is what the next writer compares. */
-		if (row != NULL && row->updated_at >= q->now)
-			q->now = row->updated_at + 1;
-	}
-	for (size_t i = 0; i < q->n; i++) {
-		struct pending *p = q->group[i];
-		const struct store_connection *row = row_of(v, n, p->id);
-		if (p->then != NULL && row != NULL) {
-			end_all(p, end_with_row, row);
-			continue;
-		}
-		int e = prepare(q, p, row);
-		if (e == 0) {
-			q->group[kept++] = p;
-			continue;
-		}
-		log_error("api.import_not_sealed", K_ID(p->id), K_STATUS(e));
-		end_all(p, end_with_code, &broken);
-	}
-	q->n = kept;
-}
+typedef int write_fn(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted,
+	store_written_fn *fn, void *arg);
 
-static void on_read(void *arg, int code, const struct store_connection *v, size_t n)
+static void write_group(struct group *g, write_fn *write, store_written_fn *fn)
 {
-	struct api_imports *q = arg;
 	struct store_upsert *rows;
-	if (code != 0) {
-		fail_group(q, code);
+	if (g->n == 0) {
+		group_end(g);
 		return;
 	}
-	q->now = sys_wall_us();
-	prepare_all(q, v, n);
-	if (q->n == 0) {
-		q->busy = false;
-		next_group(q);
-		return;
-	}
-	rows = mem_calloc(q->n, sizeof *rows);
-	for (size_t i = 0; i < q->n; i++)
-		rows[i] = upsert_of(q->group[i]);
-	int e = store_upsert(q->api->parts.store, rows, q->n, q->now, on_written, q);
+	rows = mem_calloc(g->n, sizeof *rows);
+	for (size_t i = 0; i < g->n; i++)
+		rows[i] = upsert_of(g->v[i]);
+	struct api *api = g->q->api;
+	int e = write(api->parts.store, rows, g->n, g->now, api->conf->n_webhooks > 0, fn, g);
 	mem_free(rows);
 	if (e != 0)
-		fail_group(q, ST_UNAVAILABLE);
+		fail_group(g, ST_UNAVAILABLE);
+}
+
+/* ---------------------------------------------------------------- after the write */
+
+static const struct store_connection *row_of(const struct store_connection *v, size_t n, const uint8_t id[16])
+{
+	for (size_t i = 0; i < n; i++) {
+		if (memcmp(v[i].id, id, 16) == 0)
+			return &v[i];
+	}
+	return NULL;
+}
+
+/* The row as it stands now. */
+static struct store_connection as_written(
+	const struct group *g, const struct pending *p, const struct store_written *x)
+{
+	struct store_connection k = {
+		.key = p->call->key,
+		.auth_type = auth_type_word(p->provider->auth_type),
+		.state = conn_state_word(p->to.state),
+		.health = conn_health_word(p->to.health),
+		.reason = reason_word(REASON_NONE),
+		.enabled = p->enabled,
+		.last_failed_at = p->last_failed_at,
+		.created_at = p->created_at,
+		.updated_at = g->now,
+		.metadata = x->metadata,
+		.settings_public = x->settings_public,
+		.token_version = p->version,
+		.issued_at = p->times.issued_at,
+		.expires_at = p->times.expires_at,
+		.refresh_issued_at = p->times.refresh_issued_at,
+		.refresh_expires_at = p->times.refresh_expires_at,
+		.has_refresh_token = p->import.refresh_token.len > 0,
+		.due_at = p->times.due_at,
+	};
+	memcpy(k.id, p->id, sizeof k.id);
+	return k;
+}
+
+static void answer(struct group *g, struct pending *p, const struct store_written *x)
+{
+	const struct store_connection row = as_written(g, p, x);
+	g->events = g->events || x->wanted;
+	if (p->times.due_at != INT64_MAX)
+		scheduler_add(g->q->api->parts.scheduler, row.key.application_id, row.key.service_id, p->id,
+			p->times.due_at);
+	end_all(p, end_with_row, &row);
+}
+
+/* Those that were taken are answered; the others stay in the group. */
+static void answer_written(struct group *g, const struct store_written *v, size_t n)
+{
+	size_t kept = 0;
+	for (size_t i = 0; i < g->n; i++) {
+		size_t k = 0;
+		while (k < n && memcmp(v[k].id, g->v[i]->id, 16) != 0)
+			k++;
+		if (k < n)
+			answer(g, g->v[i], &v[k]);
+		else
+			g->v[kept++] = g->v[i];
+	}
+	g->n = kept;
+}
+
+static void on_renewed(void *arg, int code, const struct store_written *v, size_t n)
+{
+	struct group *g = arg;
+	if (code != 0) {
+		fail_group(g, code);
+		return;
+	}
+	answer_written(g, v, n);
+	for (size_t i = 0; i < g->n; i++)
+		try_again(g, g->v[i], ST_AGAIN);
+	group_end(g);
+}
+
+/* What was there is decided anew from what it was, and written over. */
+static void on_read(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	struct group *g = arg;
+	size_t kept = 0;
+	if (code != 0) {
+		fail_group(g, code);
+		return;
+	}
+	g->now = sys_wall_us();
+	for (size_t i = 0; i < n; i++) {
+		/* updated_at must grow, for it is what the next writer compares. */
+		if (v[i].updated_at >= g->now)
+			g->now = v[i].updated_at + 1;
+	}
+	for (size_t i = 0; i < g->n; i++) {
+		struct pending *p = g->v[i];
+		const struct store_connection *row = row_of(v, n, p->id);
+		if (row == NULL)
+			try_again(g, p, ST_AGAIN);
+		else if (p->then != NULL)
+			end_all(p, end_with_row, row);
+		else if (prepared(g, p, row))
+			g->v[kept++] = p;
+	}
+	g->n = kept;
+	write_group(g, store_renew, on_renewed);
+}
+
+static void on_created(void *arg, int code, const struct store_written *v, size_t n)
+{
+	struct group *g = arg;
+	struct store_conn_id ids[GROUP_MAX];
+	if (code != 0) {
+		fail_group(g, code);
+		return;
+	}
+	answer_written(g, v, n);
+	if (g->n == 0) {
+		group_end(g);
+		return;
+	}
+	for (size_t i = 0; i < g->n; i++) {
+		ids[i].application_id = g->v[i]->call->application;
+		memcpy(ids[i].id, g->v[i]->id, 16);
+	}
+	if (store_connections(g->q->api->parts.store, ids, g->n, false, on_read, g) != 0)
+		fail_group(g, ST_UNAVAILABLE);
 }
 
 /* ---------------------------------------------------------------- the queue */
@@ -335,52 +450,101 @@ static int by_id(const void *a, const void *b)
 	return memcmp((*x)->id, (*y)->id, 16);
 }
 
-/* Puts p in the group; the one of the same connection that is there already becomes its follower, or the other way round if p only
- * wants a row. */
-static void join(struct api_imports *q, struct pending *p)
+static int id_against(const void *id, const void *member)
 {
-	for (size_t i = 0; i < q->n; i++) {
-		if (memcmp(q->group[i]->id, p->id, 16) != 0)
+	const struct pending *const *p = member;
+	return memcmp(id, (*p)->id, 16);
+}
+
+/* Is an import of the same connection out? */
+static bool is_out(const struct api_imports *q, const struct group *forming, const struct pending *p)
+{
+	for (size_t i = 0; i < GROUPS; i++) {
+		const struct group *g = &q->groups[i];
+		if (g != forming && g->n > 0 && bsearch(p->id, g->v, g->n, sizeof *g->v, id_against) != NULL)
+			return true;
+	}
+	return false;
+}
+
+/* Puts p in the group; the one of the same connection that is there already becomes its follower, or the
+ * other way round if p only wants a row. */
+static void join(struct group *g, struct pending *p)
+{
+	for (size_t i = 0; i < g->n; i++) {
+		if (memcmp(g->v[i]->id, p->id, 16) != 0)
 			continue;
-		struct pending *winner = p->then == NULL ? p : q->group[i];
-		struct pending *other = winner == p ? q->group[i] : p;
+		struct pending *winner = p->then == NULL ? p : g->v[i];
+		struct pending *other = winner == p ? g->v[i] : p;
 		struct pending *end = winner;
 		while (end->followers != NULL)
 			end = end->followers;
 		end->followers = other;
-		q->group[i] = winner;
+		g->v[i] = winner;
 		return;
 	}
-	q->group[q->n++] = p;
+	g->v[g->n++] = p;
 }
 
-static void next_group(struct api_imports *q)
+/* Whoever has to wait is passed by, but never by a later import of the same connection. */
+static void form_group(struct api_imports *q, struct group *g)
 {
-	struct store_conn_id ids[GROUP_MAX];
-	size_t bytes = 0;
-	if (q->busy || q->first == NULL)
-		return;
-	while (q->first != NULL && q->n < GROUP_MAX && bytes < GROUP_BYTES) {
-		struct pending *p = q->first;
-		if (p->alone && q->n > 0)
+	struct pending **at = &q->first, *p;
+	size_t bytes = 0, passed = 0;
+	while ((p = *at) != NULL && g->n < GROUP_MAX && bytes < GROUP_BYTES && passed < PASSED_MAX) {
+		if (p->alone && g->n > 0)
 			break;
-		q->first = p->next;
-		if (q->first == NULL)
-			q->last = &q->first;
+		if (is_out(q, g, p)) {
+			at = &p->next;
+			passed++;
+			continue;
+		}
+		*at = p->next;
+		if (q->last == &p->next)
+			q->last = at;
+		q->queued--;
 		bytes += p->import.access_token.len + p->import.refresh_token.len + p->import.settings.len +
 			 p->import.metadata.len;
-		join(q, p);
+		join(g, p);
 		if (p->alone)
 			break;
 	}
-	qsort(q->group, q->n, sizeof *q->group, by_id);
-	for (size_t i = 0; i < q->n; i++) {
-		ids[i].application_id = q->group[i]->call->application;
-		memcpy(ids[i].id, q->group[i]->id, 16);
+	qsort(g->v, g->n, sizeof *g->v, by_id);
+}
+
+/* A group costs the database as much as some of its rows do: a further one is worth it when it is no smaller
+ * than those that are out. */
+static struct group *free_group(struct api_imports *q)
+{
+	struct group *found = NULL;
+	size_t largest = 0;
+	for (size_t i = 0; i < GROUPS; i++) {
+		struct group *g = &q->groups[i];
+		if (g->n == 0)
+			found = g;
+		else if (g->n > largest)
+			largest = g->n;
 	}
-	q->busy = true;
-	if (store_connections(q->api->parts.store, ids, q->n, false, on_read, q) != 0)
-		fail_group(q, ST_UNAVAILABLE);
+	return q->queued > 0 && q->queued >= largest ? found : NULL;
+}
+
+static void start_groups(void *arg)
+{
+	struct api_imports *q = arg;
+	struct group *g;
+	while ((g = free_group(q)) != NULL) {
+		size_t kept = 0;
+		form_group(q, g);
+		if (g->n == 0)
+			return;
+		g->now = sys_wall_us();
+		for (size_t k = 0; k < g->n; k++) {
+			if (prepared(g, g->v[k], NULL))
+				g->v[kept++] = g->v[k];
+		}
+		g->n = kept;
+		write_group(g, store_create, on_created);
+	}
 }
 
 void api_imports_free(struct api_imports *q)
@@ -388,7 +552,9 @@ void api_imports_free(struct api_imports *q)
 	static const int gone = ST_UNAVAILABLE;
 	if (q == NULL)
 		return;
-	ALWAYS(!q->busy);
+	loop_undefer(q->api->loop, &q->start);
+	for (size_t i = 0; i < GROUPS; i++)
+		ALWAYS(q->groups[i].n == 0);
 	while (q->first != NULL) {
 		struct pending *p = q->first;
 		q->first = p->next;
@@ -403,6 +569,11 @@ static struct pending *pending_new(struct api_call *c, const struct provider *pr
 {
 	struct pending *p = mem_alloc(sizeof *p);
 	import_init(&p->import);
+	for (int i = 0; i < SEALED; i++)
+		buf_init(&p->sealed[i], SEALED_MAX);
+	buf_init(&p->settings_public, SEALED_MAX);
+	buf_init(&p->entity, ENTITY_MAX);
+	buf_init(&p->entity_id, ENTITY_ID_MAX);
 	c->state = p;
 	c->free_state = pending_free;
 	p->call = c;
@@ -415,7 +586,6 @@ void api_imports_make(struct api_imports *q, struct api_call *c, const struct pr
 {
 	pending_new(c, p)->then = fn;
 	enqueue(q, c->state);
-	next_group(q);
 }
 
 void api_do_import(struct api_call *c)
@@ -440,5 +610,4 @@ void api_do_import(struct api_call *c)
 		return;
 	}
 	enqueue(c->api->imports, p);
-	next_group(c->api->imports);
 }

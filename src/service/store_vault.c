@@ -19,10 +19,11 @@ static const struct pgstmt SQL_KEY = {
 	"vaultapi_key",
 	"SELECT application_id, array_to_string(scopes, ' '), revoked_at IS NOT NULL FROM refreshd.api_key WHERE key_sha256 = $1",
 };
+static const struct pgstmt SQL_BY_INDEX = { "vaultapi_by_index", "SELECT set_config('enable_seqscan', 'off', true)" };
 const struct pgstmt vault_connections_of = { "vaultapi_connections", VAULT_CONNECTIONS_OF };
 static const struct pgstmt SQL_LIST = {
 	"vaultapi_list",
-	VAULT_CONNECTION_COLUMNS
+	VAULT_CONNECTION_COLUMNS("$1")
 	"FROM refreshd.connection n" VAULT_CONNECTION_JOINS
 	"WHERE n.application_id = $2 AND ($3::text IS NULL OR n.consumer_id = $3) AND ($4::text IS NULL OR n.unified_api = $4)"
 	" AND n.consumer_id >= $5 AND (n.consumer_id, n.unified_api, n.service_id) > ($5, $6, $7)"
@@ -74,6 +75,11 @@ static const void *bytes_of(const struct pgresult *r, int row, int col, size_t *
 {
 	*n = 0;
 	return pgresult_null(r, row, col) ? NULL : pgresult_bytes(r, row, col, n);
+}
+
+void vault_by_index(struct pgtx *t)
+{
+	pgtx_add(t, &SQL_BY_INDEX, pgargs_new());
 }
 
 static int send_one(struct store *s, const struct pgstmt *stmt, struct pgargs *a, pgtx_fn *fn, void *call)
@@ -205,7 +211,15 @@ struct pgargs *vault_ids_args(const struct store_conn_id *v, size_t n, bool seal
 
 int store_connections(struct store *s, const struct store_conn_id *v, size_t n, bool sealed, store_connections_fn *fn, void *arg)
 {
-	return send_rows(s, &vault_connections_of, vault_ids_args(v, n, sealed), fn, arg);
+	struct vault_rows_call *call = mem_alloc(sizeof *call);
+	struct pgtx *t = pgtx_new();
+	*call = (struct vault_rows_call){ .fn = fn, .arg = arg };
+	vault_by_index(t);
+	pgtx_add(t, &vault_connections_of, vault_ids_args(v, n, sealed));
+	int e = store_send(s, t, READ_WAIT_US, vault_on_rows, call);
+	if (e != 0)
+		mem_free(call);
+	return e;
 }
 
 int store_connections_list(struct store *s, const struct store_conn_list *w, store_connections_fn *fn, void *arg)

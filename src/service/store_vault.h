@@ -67,7 +67,7 @@ struct store_upsert { /* pointers borrowed for the call */
 	struct conn_key key;
 	enum auth_type auth_type;
 	int64_t token_version;
-	int64_t seen_at; /* updated_at of the row that `to` and the event were decided from; 0: there was none */
+	int64_t seen_at; /* store_renew: updated_at of the row that `to` and the event were decided from */
 	const struct import_times *times;
 	const struct buf *access_token, *refresh_token, *settings; /* sealed; empty: null */
 	const char *settings_public, *metadata;			   /* JSON; NULL: keep what is there */
@@ -76,8 +76,19 @@ struct store_upsert { /* pointers borrowed for the call */
 	enum event_type event;
 	const char *entity_id, *entity;
 };
-/* Ids distinct and ascending. The callback gets the rows as they are afterwards: one was taken if its token_version is the one given. */
-int store_upsert(struct store *s, const struct store_upsert *v, size_t n, int64_t now, store_connections_fn *fn, void *arg) MUST_USE;
+/* One that was taken, as it now is where that is not as it was given. */
+struct store_written {
+	uint8_t id[16];
+	const char *metadata, *settings_public; /* JSON in the database's own words */
+	bool wanted;				/* an event of the group waits for the fan-out */
+};
+typedef void store_written_fn(void *arg, int code, const struct store_written *v, size_t n);
+/* Both: ids distinct and ascending; the callback gets those that were taken, in no order. `wanted`: there are receivers of events whom
+ * the database does not know; when nobody is known to either, the events are written as fanned out already. */
+/* What is not there is made; what is there is not touched. */
+int store_create(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg) MUST_USE;
+/* What is there as it was seen, and with an older token version, is written over. */
+int store_renew(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg) MUST_USE;
 
 /* ---- change and forget ---- */
 struct store_change {
@@ -135,20 +146,30 @@ struct store_log {
 int store_log(struct store *s, const struct store_log *w, store_log_fn *fn, void *arg) MUST_USE;
 
 /* For store_vault_write.c. */
-#define VAULT_CONNECTION_COLUMNS                                                                                          \
+#define VAULT_CONNECTION_COLUMNS(sealed_)                                                                                     \
 	"SELECT n.connection_id, n.application_id, n.consumer_id, n.unified_api, n.service_id, n.auth_type, n.state, n.health," \
 	" n.reason, n.enabled, n.failures, n.last_failed_at, n.created_at, n.updated_at, n.metadata, n.settings_public,"    \
 	" coalesce(s.token_version, 0), k.issued_at, k.expires_at, k.refresh_issued_at, k.refresh_expires_at,"              \
 	" k.refresh_token IS NOT NULL, k.token_type, coalesce(s.attempt_id, 0), coalesce(s.due_at, 'infinity'),"            \
-	" coalesce(s.lease_until > now(), false), CASE WHEN $1 THEN n.settings END, CASE WHEN $1 THEN k.access_token END "
+	" coalesce(s.lease_until > now(), false), CASE WHEN " sealed_ " THEN n.settings END,"  \
+	" CASE WHEN " sealed_ " THEN k.access_token END "
 #define VAULT_CONNECTION_JOINS                                                            \
 	" LEFT JOIN refreshd.credential k ON k.slot = n.slot AND k.connection_id = n.connection_id" \
 	" LEFT JOIN refreshd.schedule s ON s.slot = n.slot AND s.connection_id = n.connection_id "
+/* One row at a time and by the primary key: LIMIT keeps the planner from making a join of it, which it would plan by what it
+ * believes of the table's size when the statement is prepared - nothing, on the day of the first import. */
+#define VAULT_ROW_OF(table_) \
+	"(SELECT * FROM refreshd." table_ " x WHERE x.slot = t.slot AND x.connection_id = t.connection_id LIMIT 1)"
+#define VAULT_CONNECTIONS_FROM                                                                                 \
+	" JOIN LATERAL " VAULT_ROW_OF("connection") " n ON n.application_id = t.application_id"           \
+	" LEFT JOIN LATERAL " VAULT_ROW_OF("credential") " k ON true"                                     \
+	" LEFT JOIN LATERAL " VAULT_ROW_OF("schedule") " s ON true"
 #define VAULT_CONNECTIONS_OF                                                                                  \
-	VAULT_CONNECTION_COLUMNS                                                                              \
+	VAULT_CONNECTION_COLUMNS("$1")                                                                         \
 	"FROM unnest($2::smallint[], $3::uuid[], $4::text[]) AS t (slot, connection_id, application_id)"      \
-	" JOIN refreshd.connection n ON n.slot = t.slot AND n.connection_id = t.connection_id"                \
-	" AND n.application_id = t.application_id" VAULT_CONNECTION_JOINS
+	VAULT_CONNECTIONS_FROM
+/* First in a transaction: by key means by the index, also where the plan is made while the table fits a page and used ever after. */
+void vault_by_index(struct pgtx *t);
 struct vault_rows_call {
 	store_connections_fn *fn;
 	void *arg;

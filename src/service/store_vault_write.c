@@ -1,9 +1,9 @@
 /*
  * store_vault_write - what the API writes: import, change, forget, due now.
  *
- * Each is one transaction of up to three statements: lock the schedule rows (in the order of their ids, so that two
- * writers cannot deadlock), write what still fits, read the rows again. The second statement has a snapshot of its
- * own, taken when the locks were ours, so what it compares cannot change any more.
+ * Each is one transaction: lock the schedule rows (in the order of their ids, so that two writers cannot deadlock),
+ * then write what still fits by a statement with a snapshot of its own, taken when the locks were ours, so what it
+ * compares cannot change any more. What is made new needs no lock: whose schedule row it is is decided by its key.
  */
 #include "service/store_vault.h"
 
@@ -19,35 +19,62 @@
 
 static const struct pgstmt SQL_LOCK = {
 	"vaultapi_lock",
-	"SELECT count(*) FROM (SELECT 1 FROM refreshd.schedule s JOIN unnest($1::smallint[], $2::uuid[]) AS t (slot, connection_id)"
-	" ON s.slot = t.slot AND s.connection_id = t.connection_id ORDER BY s.slot, s.connection_id FOR NO KEY UPDATE OF s) locked",
+	"SELECT count(*) FROM (SELECT * FROM unnest($1::smallint[], $2::uuid[]) AS t (slot, connection_id) ORDER BY slot, connection_id) t,"
+	" LATERAL (SELECT 1 FROM refreshd.schedule s WHERE s.slot = t.slot AND s.connection_id = t.connection_id LIMIT 1"
+	" FOR NO KEY UPDATE) locked",
 };
 
-static const struct pgstmt SQL_UPSERT = {
-	"vaultapi_upsert",
+/* What comes in, a row each. No table is joined to it anywhere: rows that are there are found by ON CONFLICT or one by one. */
+#define UPSERT_ROWS                                                                                                           \
+	"unnest($1::smallint[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[],"        \
+	" $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::bytea[],"   \
+	" $15::bytea[], $16::bytea[], $17::text[], $18::text[], $19::text[], $20::text[], $21::timestamptz[], $22::text[],"   \
+	" $23::uuid[], $24::text[], $25::text[]) AS t (slot, connection_id, application_id, consumer_id, unified_api, service_id," \
+	" auth_type, token_version, due_at, issued_at, expires_at, refresh_issued_at, refresh_expires_at, access_token,"      \
+	" refresh_token, settings, settings_public, metadata, state, health, seen_at, event_type, event_id, entity_id, entity)"
+
+/* Will the fan-out find somebody for these events? $27: somebody whom the database does not know. Once for the statement. */
+#define WANTED                                                                                                            \
+	"$27 OR EXISTS (SELECT 1 FROM refreshd.webhook_endpoint w WHERE w.application_id = ANY($3) AND w.disabled_at IS NULL)" \
+	" AS wanted"
+
+/* Whose schedule row it is decides about the rest. Nothing here is read by a plan, and as few nodes as can be: this is what an
+ * import costs. */
+static const struct pgstmt SQL_CREATE = {
+	"vaultapi_create",
+	"WITH r AS MATERIALIZED (SELECT * FROM " UPSERT_ROWS "),"
+	" i AS (INSERT INTO refreshd.schedule (slot, connection_id, token_version, due_at, application_id, service_id)"
+	" SELECT slot, connection_id, token_version, due_at, application_id, service_id FROM r ORDER BY slot, connection_id"
+	" ON CONFLICT DO NOTHING RETURNING slot, connection_id),"
+	" a AS MATERIALIZED (SELECT t.slot, t.connection_id, t.application_id, t.consumer_id, t.unified_api, t.service_id, t.auth_type,"
+	" t.token_version, t.issued_at, t.expires_at, t.refresh_issued_at, t.refresh_expires_at, t.access_token, t.refresh_token,"
+	" t.settings, t.settings_public::jsonb, t.metadata::jsonb, true AS created, t.state, t.health, t.event_type, t.event_id,"
+	" t.entity_id, t.entity, " WANTED " FROM r t JOIN i USING (slot, connection_id)),"
+	" k AS (" UPSERT_CREDENTIAL_INSERT "),"
+	" e AS (" UPSERT_EVENT("$26") "),"
+	" n AS (" UPSERT_CONNECTION_INSERT("$26") " RETURNING connection_id, metadata, settings_public)"
+	" SELECT connection_id, metadata, settings_public, (SELECT bool_or(wanted) FROM a) FROM n",
+};
+
+/* The rows are locked: what is read here cannot change any more, and each of them meets itself in ON CONFLICT. */
+static const struct pgstmt SQL_RENEW = {
+	"vaultapi_renew",
 	"WITH r AS MATERIALIZED (SELECT t.slot, t.connection_id, t.application_id, t.consumer_id, t.unified_api, t.service_id,"
 	" t.auth_type, t.token_version, t.due_at, t.issued_at, t.expires_at, t.refresh_issued_at, t.refresh_expires_at,"
-	" t.access_token, t.refresh_token, t.settings, t.settings_public::jsonb, t.metadata::jsonb, t.state, t.health, t.seen_at,"
-	" t.seen_at IS NULL AS created, t.event_type, t.event_id, t.entity_id, t.entity"
-	" FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[],"
-	" $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::bytea[],"
-	" $15::bytea[], $16::bytea[], $17::text[], $18::text[], $19::text[], $20::text[], $21::timestamptz[], $22::text[],"
-	" $23::uuid[], $24::text[], $25::text[]) AS t (slot, connection_id, application_id, consumer_id, unified_api, service_id,"
-	" auth_type, token_version, due_at, issued_at, expires_at, refresh_issued_at, refresh_expires_at, access_token,"
-	" refresh_token, settings, settings_public, metadata, state, health, seen_at, event_type, event_id, entity_id, entity)"
-	" LEFT JOIN refreshd.connection c ON c.slot = t.slot AND c.connection_id = t.connection_id"
-	" WHERE c.updated_at IS NOT DISTINCT FROM t.seen_at),"
-	" i AS (INSERT INTO refreshd.schedule (slot, connection_id, token_version, due_at, application_id, service_id)"
-	" SELECT slot, connection_id, token_version, due_at, application_id, service_id FROM r WHERE created"
-	" ORDER BY slot, connection_id ON CONFLICT DO NOTHING RETURNING slot, connection_id),"
-	" s AS (UPDATE refreshd.schedule s SET " UPSERT_SCHEDULE_SET("r") " FROM r"
-	" WHERE NOT r.created AND s.slot = r.slot AND s.connection_id = r.connection_id AND s.application_id = r.application_id"
-	" AND s.token_version < r.token_version RETURNING s.slot, s.connection_id),"
-	" a AS MATERIALIZED (SELECT r.* FROM r JOIN (SELECT * FROM i UNION ALL SELECT * FROM s) won USING (slot, connection_id)),"
-	" n AS (" UPSERT_CONNECTION_INSERT("$26") "),"
-	" u AS (" UPSERT_CONNECTION_UPDATE("$26") "),"
-	" k AS (" UPSERT_CREDENTIAL ") "
-	UPSERT_EVENT("$26"),
+	" t.access_token, t.refresh_token, coalesce(t.settings, c.settings) AS settings,"
+	" coalesce(t.settings_public::jsonb, c.settings_public) AS settings_public, coalesce(t.metadata::jsonb, c.metadata) AS metadata,"
+	" t.state, t.health, c.created_at, t.event_type, t.event_id, t.entity_id, t.entity, " WANTED
+	" FROM " UPSERT_ROWS " JOIN LATERAL " VAULT_ROW_OF("connection") " c"
+	" ON c.updated_at = t.seen_at AND c.application_id = t.application_id),"
+	" s AS (INSERT INTO refreshd.schedule AS s (slot, connection_id, token_version, due_at, application_id, service_id)"
+	" SELECT slot, connection_id, token_version, due_at, application_id, service_id FROM r ORDER BY slot, connection_id"
+	" ON CONFLICT (slot, connection_id) DO UPDATE SET " UPSERT_SCHEDULE_SET("excluded")
+	" WHERE s.token_version < excluded.token_version RETURNING s.slot, s.connection_id),"
+	" a AS MATERIALIZED (SELECT r.* FROM r JOIN s USING (slot, connection_id)),"
+	" k AS (" UPSERT_CREDENTIAL "),"
+	" e AS (" UPSERT_EVENT("$26") "),"
+	" n AS (" UPSERT_CONNECTION_RENEW("$26") " RETURNING connection_id, metadata, settings_public)"
+	" SELECT connection_id, metadata, settings_public, (SELECT bool_or(wanted) FROM a) FROM n",
 };
 
 static const struct pgstmt SQL_CHANGE = {
@@ -129,11 +156,11 @@ static void add_event_type(struct pgargs *a, enum event_type event)
 		pgargs_array_end(a);                 \
 	} while (0)
 
-static int send_rows(struct store *s, struct pgtx *t, const struct store_conn_id *ids, size_t n, store_connections_fn *fn, void *arg)
+/* Its last statement gives the rows. */
+static int send_rows(struct store *s, struct pgtx *t, store_connections_fn *fn, void *arg)
 {
 	struct vault_rows_call *call = mem_alloc(sizeof *call);
 	*call = (struct vault_rows_call){ .fn = fn, .arg = arg };
-	pgtx_add(t, &vault_connections_of, vault_ids_args(ids, n, false));
 	int e = store_send(s, t, WRITE_WAIT_US, vault_on_rows, call);
 	if (e != 0)
 		mem_free(call);
@@ -176,7 +203,7 @@ static void add_key_columns(struct pgargs *a, const struct store_upsert *v, size
 	COLUMN(PGT_TEXT, pgargs_text(a, auth_type_word(x->auth_type)));
 }
 
-static struct pgargs *upsert_args(const struct store_upsert *v, size_t n, int64_t now)
+static struct pgargs *upsert_args(const struct store_upsert *v, size_t n, int64_t now, bool wanted)
 {
 	struct pgargs *a = pgargs_new();
 	add_key_columns(a, v, n);
@@ -199,25 +226,64 @@ static struct pgargs *upsert_args(const struct store_upsert *v, size_t n, int64_
 	COLUMN(PGT_TEXT, pgargs_text(a, x->entity_id));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->entity));
 	pgargs_time(a, now);
+	pgargs_bool(a, wanted);
 	return a;
 }
 
-int store_upsert(struct store *s, const struct store_upsert *v, size_t n, int64_t now, store_connections_fn *fn, void *arg)
+struct written_call {
+	store_written_fn *fn;
+	void *arg;
+};
+
+static void on_written(void *arg, const struct pgtx_result *r)
 {
-	struct store_conn_id *ids = mem_calloc(n, sizeof *ids);
+	struct written_call call = *(struct written_call *)arg;
+	mem_free(arg);
+	int code = vault_code_of(r);
+	if (code != 0) {
+		call.fn(call.arg, code, NULL, 0);
+		return;
+	}
+	const struct pgresult *last = &r->results[r->n - 1];
+	int n = pgresult_rows(last);
+	struct store_written *v = mem_calloc((size_t)n + 1, sizeof *v);
+	for (int i = 0; i < n; i++) {
+		memcpy(v[i].id, pgresult_uuid(last, i, 0), 16);
+		v[i].metadata = pgresult_text(last, i, 1, NULL);
+		v[i].settings_public = pgresult_text(last, i, 2, NULL);
+		v[i].wanted = pgresult_bool(last, i, 3);
+	}
+	call.fn(call.arg, 0, v, (size_t)n);
+	mem_free(v);
+}
+
+static int send_written(struct store *s, struct pgtx *t, store_written_fn *fn, void *arg)
+{
+	struct written_call *call = mem_alloc(sizeof *call);
+	*call = (struct written_call){ .fn = fn, .arg = arg };
+	int e = store_send(s, t, WRITE_WAIT_US, on_written, call);
+	if (e != 0)
+		mem_free(call);
+	return e;
+}
+
+int store_create(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg)
+{
+	struct pgtx *t = pgtx_new();
+	pgtx_add(t, &SQL_CREATE, upsert_args(v, n, now, wanted));
+	return send_written(s, t, fn, arg);
+}
+
+int store_renew(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg)
+{
 	struct pgtx *t = pgtx_new();
 	struct pgargs *a = pgargs_new();
 	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
 	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	vault_by_index(t);
 	pgtx_add(t, &SQL_LOCK, a);
-	pgtx_add(t, &SQL_UPSERT, upsert_args(v, n, now));
-	for (size_t i = 0; i < n; i++) {
-		ids[i].application_id = v[i].key.application_id;
-		memcpy(ids[i].id, v[i].id, 16);
-	}
-	int e = send_rows(s, t, ids, n, fn, arg);
-	mem_free(ids);
-	return e;
+	pgtx_add(t, &SQL_RENEW, upsert_args(v, n, now, wanted));
+	return send_written(s, t, fn, arg);
 }
 
 /* ---------------------------------------------------------------- change, forget, due now */
@@ -240,6 +306,7 @@ int store_change(struct store *s, const struct store_change *c, store_connection
 	struct pgtx *t = pgtx_new();
 	struct pgargs *a = pgargs_new();
 	memcpy(id.id, c->id, 16);
+	vault_by_index(t);
 	pgtx_add(t, &SQL_LOCK, lock_one(c->id));
 	pgargs_i16(a, conn_slot_of(c->id));
 	pgargs_uuid(a, c->id);
@@ -259,7 +326,8 @@ int store_change(struct store *s, const struct store_change *c, store_connection
 	pgargs_text(a, c->entity_id);
 	pgargs_text(a, c->entity);
 	pgtx_add(t, &SQL_CHANGE, a);
-	return send_rows(s, t, &id, 1, fn, arg);
+	pgtx_add(t, &vault_connections_of, vault_ids_args(&id, 1, false));
+	return send_rows(s, t, fn, arg);
 }
 
 int store_forget(struct store *s, const struct store_forget *v, size_t n, int64_t now, store_count_fn *fn, void *arg)
@@ -268,6 +336,7 @@ int store_forget(struct store *s, const struct store_forget *v, size_t n, int64_
 	struct pgargs *a = pgargs_new();
 	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
 	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	vault_by_index(t);
 	pgtx_add(t, &SQL_LOCK, a);
 	a = pgargs_new();
 	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));

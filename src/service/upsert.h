@@ -7,7 +7,7 @@
  *
  * a: slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, token_version, due_at, issued_at,
  * expires_at, refresh_issued_at, refresh_expires_at, access_token, refresh_token, settings, settings_public (jsonb), metadata
- * (jsonb), created, state, health, event_type, event_id, entity_id, entity. `now_`: the parameter that holds the wall clock.
+ * (jsonb), created, state, health, event_type, event_id, entity_id, entity, wanted (the event is for the fan-out). `now_`: the parameter that holds the wall clock.
  */
 #ifndef REFRESHD_SERVICE_UPSERT_H
 #define REFRESHD_SERVICE_UPSERT_H
@@ -32,19 +32,33 @@
 	" settings_public = coalesce(a.settings_public, c.settings_public), settings = coalesce(a.settings, c.settings)" \
 	" FROM a WHERE NOT a.created AND c.slot = a.slot AND c.connection_id = a.connection_id"
 
-#define UPSERT_CREDENTIAL                                                                                                     \
+/* Where the rows are known to be there and locked: by ON CONFLICT, which needs no plan. settings, settings_public and metadata are
+ * what shall stand there afterwards, and `a` has created_at. */
+#define UPSERT_CONNECTION_RENEW(now_)                                                                                     \
+	"INSERT INTO refreshd.connection AS c (slot, connection_id, application_id, consumer_id, unified_api, service_id," \
+	" auth_type, state, health, created_at, updated_at, metadata, settings_public, settings)"                          \
+	" SELECT slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state, health,"     \
+	" created_at, " now_ ", metadata, settings_public, settings FROM a"                                                \
+	" ON CONFLICT (slot, connection_id) DO UPDATE SET auth_type = excluded.auth_type, state = excluded.state,"         \
+	" health = excluded.health, reason = 'none', failures = 0, first_failed_at = NULL, updated_at = excluded.updated_at," \
+	" metadata = excluded.metadata, settings_public = excluded.settings_public, settings = excluded.settings"
+
+#define UPSERT_CREDENTIAL_INSERT                                                                                              \
 	"INSERT INTO refreshd.credential (slot, connection_id, token_version, issued_at, expires_at, refresh_issued_at,"      \
 	" refresh_expires_at, access_token, refresh_token)"                                                                   \
 	" SELECT slot, connection_id, token_version, issued_at, expires_at, refresh_issued_at, refresh_expires_at, access_token," \
-	" refresh_token FROM a"                                                                                               \
+	" refresh_token FROM a"
+#define UPSERT_CREDENTIAL                                                                                                     \
+	UPSERT_CREDENTIAL_INSERT                                                                                              \
 	" ON CONFLICT (slot, connection_id) DO UPDATE SET token_version = excluded.token_version, issued_at = excluded.issued_at," \
 	" expires_at = excluded.expires_at, refresh_issued_at = excluded.refresh_issued_at,"                                  \
 	" refresh_expires_at = excluded.refresh_expires_at, access_token = excluded.access_token,"                            \
 	" refresh_token = excluded.refresh_token, previous_refresh_token = NULL, scope = NULL, token_type = NULL"
 
+/* What nobody wants is born as if it had been fanned out, to nobody: the fan-out rewrites every row that it meets. */
 #define UPSERT_EVENT(now_)                                                                                                \
 	"INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity," \
-	" occurred_at) SELECT event_id, application_id, connection_id, event_type, entity_id, 'Connection', entity, " now_ \
-	" FROM a WHERE event_type IS NOT NULL"
+	" occurred_at, fanned_out_at) SELECT event_id, application_id, connection_id, event_type, entity_id, 'Connection'," \
+	" entity, " now_ ", CASE WHEN NOT wanted THEN " now_ " END FROM a WHERE event_type IS NOT NULL"
 
 #endif

@@ -58,7 +58,7 @@ static const struct pgstmt SQL_VERSIONS = {
 /* The limit takes nothing away: it tells the planner, who knows nothing of a temporary table, how few rows these are. */
 static const struct pgstmt SQL_WRITE = {
 	"vault_import_write",
-	"WITH a AS MATERIALIZED (SELECT i.*, r.created, r.state, r.health, r.event_type, r.event_id, r.entity_id, r.entity"
+	"WITH a AS MATERIALIZED (SELECT i.*, r.created, r.state, r.health, r.event_type, r.event_id, r.entity_id, r.entity, true AS wanted"
 	" FROM unnest($1::int[], $2::boolean[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::text[])"
 	" AS r (ord, created, state, health, event_type, event_id, entity_id, entity) JOIN pg_temp.refreshd_import i USING (ord) LIMIT $10),"
 	" n AS (" UPSERT_CONNECTION_INSERT("$9") "),"
