@@ -191,7 +191,20 @@ static bool take_header(struct api_call *c, const char *name, char **out)
 	const char *value = httpd_header(c->req, name);
 	if (value == NULL || value[0] == '\0')
 		return false;
-	*out = mem_strndup(value, 4096);
+	*out = mem_strdup(value);
+	return true;
+}
+
+/* Two of these would let whoever stands before us see another owner than we do. Or answered. */
+static bool check_single(struct api_call *c)
+{
+	static const char *const names[] = {"x-apideck-app-id", "x-apideck-consumer-id"};
+	for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+		if (httpd_header_count(c->req, names[i]) < 2)
+			continue;
+		api_fail(c, API_BAD_HEADERS, "header %s is there more than once", names[i]);
+		return false;
+	}
 	return true;
 }
 
@@ -220,6 +233,8 @@ static void authorized(struct api_call *c, const char *app, unsigned scopes)
 		api_fail(c, API_TOO_MANY, "more requests than this key may send (api.rate)");
 		return;
 	}
+	if (!check_single(c))
+		return;
 	if (!take_header(c, "x-apideck-app-id", &c->application)) {
 		api_fail(c, API_BAD_HEADERS, "header x-apideck-app-id is missing or empty");
 		return;
@@ -285,6 +300,52 @@ static void authenticate(struct api_call *c)
 		fail_away(c);
 }
 
+struct again {
+	struct api_call *call;
+	api_fn *fn;
+};
+
+static void on_key_again(void *arg, int code, const struct store_key *k)
+{
+	struct again again = *(struct again *)arg;
+	struct api_call *c = again.call;
+	mem_free(arg);
+	MAGIC_CHECK(c, CALL_MAGIC);
+	const char *app;
+	unsigned scopes;
+	if (code != 0) {
+		api_fail_store(c, code);
+		return;
+	}
+	if (k == NULL || k->revoked) {
+		api_keys_drop(c->api->keys, c->key_hash);
+		refuse_key(c);
+		return;
+	}
+	api_keys_put(c->api->keys, c->key_hash, k->application_id, k->scopes);
+	ALWAYS(api_keys_find(c->api->keys, c->key_hash, &app, &scopes) == 0);
+	if (strcmp(app, c->application) == 0 && (c->route->scopes & scopes) != 0)
+		again.fn(c);
+	else
+		api_fail(c, API_UNAUTHORIZED, "the API key lacks the scope that this call needs");
+}
+
+void api_keys_again(struct api_call *c, api_fn *fn)
+{
+	const char *app;
+	unsigned scopes;
+	if (api_keys_find(c->api->keys, c->key_hash, &app, &scopes) == 0) {
+		fn(c);
+		return;
+	}
+	struct again *again = mem_alloc(sizeof *again);
+	*again = (struct again){.call = c, .fn = fn};
+	if (store_key_of(c->api->parts.store, c->key_hash, on_key_again, again) == 0)
+		return;
+	mem_free(again);
+	fail_away(c);
+}
+
 static void refuse_method(struct api_call *c)
 {
 	static const struct {
@@ -321,10 +382,12 @@ static void on_request(void *arg, struct httpd_request *req)
 		authenticate(c);
 }
 
-static void on_refused(void *arg, int status)
+static void on_refused(void *arg, int status, struct buf *body)
 {
 	char code[8];
 	(void)arg;
+	if (body != NULL)
+		api_write_refusal(body, status);
 	(void)snprintf(code, sizeof code, "%d", status);
 	metrics_inc(M_API_REQUESTS, "other", code);
 }

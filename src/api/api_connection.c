@@ -78,17 +78,17 @@ static bool is_there(
 }
 
 /* What the consumer could connect and has not. */
-static size_t write_available(
-	struct api_reply *r, const struct list_state *s, const struct store_connection *v, size_t n)
+static size_t write_available(struct api_reply *r, const void *items, size_t n)
 {
 	size_t written = 0;
+	const struct list_state *s = r->call->state;
 	const struct conf *c = r->call->conf;
 	for (size_t i = 0; i < c->n_providers; i++) {
 		const struct provider *p = c->providers[i];
 		for (size_t k = 0; k < p->unified_apis.n; k++) {
 			const char *api = p->unified_apis.v[k];
 			if ((s->unified_api != NULL && strcmp(s->unified_api, api) != 0) ||
-				is_there(v, n, api, p->key))
+				is_there(items, n, api, p->key))
 				continue;
 			api_write_available(&r->w, NULL, r->call, p, api);
 			written++;
@@ -97,44 +97,43 @@ static size_t write_available(
 	return written;
 }
 
+static bool write_one(struct api_reply *r, const void *items, size_t i)
+{
+	const struct list_state *s = r->call->state;
+	const struct store_connection *k = &((const struct store_connection *)items)[i];
+	if (s->filter != FILTER_NONE && is_configured(k) != (s->filter == FILTER_CONFIGURED))
+		return false;
+	api_write_connection(&r->w, NULL, r->call->conf, k);
+	return true;
+}
+
+static void cursor_behind(struct buf *next, const void *items, size_t last)
+{
+	const struct conn_key *k = &((const struct store_connection *)items)[last].key;
+	const char *const parts[] = {k->consumer_id, k->unified_api, k->service_id};
+	ALWAYS(api_cursor_write(next, parts, 3) == 0); /* three ids of bounded length */
+}
+
 static void on_listed(void *arg, int code, const struct store_connection *v, size_t n)
 {
 	struct api_call *c = arg;
-	struct list_state *s = c->state;
-	struct api_reply r;
-	struct buf next = BUF_INIT(4096);
-	size_t written = 0, shown = n > s->limit ? s->limit : n;
-	if (code != 0) {
+	const struct list_state *s = c->state;
+	bool others = s->filter == FILTER_NOT_CONFIGURED && c->consumer != NULL && s->first_page;
+	const struct api_list l = {.max = LIST_MAX,
+		.limit = s->limit,
+		.write = write_one,
+		.cursor = cursor_behind,
+		.more = others ? write_available : NULL};
+	if (code != 0)
 		api_fail_store(c, code);
-		return;
-	}
-	api_reply_begin(&r, c, LIST_MAX, false);
-	jsonw_array(&r.w, "data");
-	for (size_t i = 0; i < shown; i++) {
-		if (s->filter != FILTER_NONE && is_configured(&v[i]) != (s->filter == FILTER_CONFIGURED))
-			continue;
-		api_write_connection(&r.w, NULL, c->conf, &v[i]);
-		written++;
-	}
-	if (s->filter == FILTER_NOT_CONFIGURED && c->consumer != NULL && s->first_page && shown == n)
-		written += write_available(&r, s, v, n);
-	jsonw_array_end(&r.w);
-	if (shown < n) {
-		const struct conn_key *last = &v[shown - 1].key;
-		const char *const parts[] = {last->consumer_id, last->unified_api, last->service_id};
-		ALWAYS(api_cursor_write(&next, parts, 3) == 0); /* three ids of bounded length */
-	}
-	api_reply_page(&r, written, &next);
-	buf_fini(&next);
-	api_reply_send(&r);
+	else
+		api_reply_list(c, &l, v, n);
 }
 
 /* 0, or a wrong parameter that was answered. */
-static int read_list(struct api_call *c, struct list_state *s, struct buf *plain, struct store_conn_list *w)
+static int read_filters(struct api_call *c, struct list_state *s)
 {
 	struct buf text = BUF_INIT(2048);
-	const char *parts[3] = {"", "", ""};
-	int64_t limit;
 	bool only = false;
 	int e = api_query(c, "configured", &text);
 	if (e == 0 && text.len > 0) {
@@ -147,45 +146,34 @@ static int read_list(struct api_call *c, struct list_state *s, struct buf *plain
 		s->unified_api = mem_strndup(buf_str(&text), text.len);
 	else if (wrong == NULL && e != 0 && e != ST_NOT_FOUND)
 		wrong = "api";
-	e = wrong == NULL ? api_query(c, "cursor", &text) : e;
-	if (e == 0 && text.len > 0) {
-		s->first_page = false;
-		e = api_cursor_read(buf_str(&text), text.len, plain, parts, 3);
-	}
-	if (wrong == NULL && e != 0 && e != ST_NOT_FOUND)
-		wrong = "cursor";
 	buf_fini(&text);
-	if (wrong != NULL) {
-		api_fail(c, API_BAD_REQUEST, "query parameter %s cannot be understood", wrong);
-		return ST_INVALID;
-	}
-	if (api_query_int(c, "limit", API_PAGE_MAX, 1, API_PAGE_MAX, &limit) != 0)
-		return ST_INVALID;
-	s->limit = (unsigned)limit;
-	*w = (struct store_conn_list){
-		.application_id = c->application,
-		.consumer_id = c->consumer,
-		.unified_api = s->unified_api,
-		.after = {c->application, parts[0], parts[1], parts[2]},
-		.limit = s->limit + 1, /* one more tells whether there is more */
-	};
-	return 0;
+	if (wrong == NULL)
+		return 0;
+	api_fail(c, API_BAD_REQUEST, "query parameter %s cannot be understood", wrong);
+	return ST_INVALID;
 }
 
 void api_do_list(struct api_call *c)
 {
-	struct store_conn_list w;
 	struct list_state *s = mem_alloc(sizeof *s);
-	struct buf plain = BUF_INIT(2048);
-	s->first_page = true;
+	struct api_page p = {.plain = BUF_INIT(0)};
 	c->state = s;
 	c->free_state = list_free;
-	if (read_list(c, s, &plain, &w) == 0) {
+	if (read_filters(c, s) == 0 && api_page_take(c, &p, API_PAGE_MAX, API_PAGE_MAX, 3) == 0) {
+		s->first_page = p.first;
+		s->limit = p.limit;
+		const struct store_conn_list w = {
+			.application_id = c->application,
+			.consumer_id = c->consumer,
+			.unified_api = s->unified_api,
+			.after = {c->application, p.parts[0], p.parts[1], p.parts[2]},
+			.limit = s->limit + 1, /* one more tells whether there is more */
+		};
 		int e = store_connections_list(c->api->parts.store, &w, on_listed, c);
 		if (e != 0)
 			api_fail_store(c, e);
 	}
-	buf_fini(&plain);
+	api_page_fini(&p);
 }
 
 /* ---------------------------------------------------------------- forget */

@@ -19,40 +19,10 @@
 #define ENTITY_MAX ((size_t)32 * 1024)
 #define FORGET_GROUP 100
 
-struct page {
-	unsigned limit;
+struct forgetting {
 	unsigned tries;
 	int64_t forgotten;
 };
-
-static struct page *page_new(struct api_call *c)
-{
-	struct page *p = mem_alloc(sizeof *p);
-	c->state = p;
-	c->free_state = mem_free;
-	return p;
-}
-
-/* limit and cursor; 0, or answered. `n` parts in `plain`. */
-static int read_page(
-	struct api_call *c, struct page *p, struct buf *plain, const char **parts, size_t n, bool *first)
-{
-	struct buf text = BUF_INIT(2048);
-	int64_t limit;
-	int e = api_query(c, "cursor", &text);
-	*first = e == ST_NOT_FOUND || text.len == 0;
-	if (e == 0 && text.len > 0)
-		e = api_cursor_read(buf_str(&text), text.len, plain, parts, n);
-	buf_fini(&text);
-	if (e != 0 && e != ST_NOT_FOUND) {
-		api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
-		return ST_INVALID;
-	}
-	if (api_query_int(c, "limit", PAGE_DEFAULT, 1, PAGE_MAX, &limit) != 0)
-		return ST_INVALID; /* answered: p is gone */
-	p->limit = (unsigned)limit;
-	return 0;
-}
 
 static void write_iso(struct jsonw *w, const char *name, int64_t wall_us)
 {
@@ -78,52 +48,55 @@ static void write_counts(struct jsonw *w)
 
 /* ---------------------------------------------------------------- many */
 
+static bool write_one(struct api_reply *r, const void *items, size_t i)
+{
+	const struct store_consumer *v = &((const struct store_consumer *)items)[i];
+	jsonw_object(&r->w, NULL);
+	jsonw_str(&r->w, "consumer_id", v->consumer_id);
+	jsonw_str(&r->w, "application_id", r->call->application);
+	jsonw_object(&r->w, "metadata");
+	jsonw_object_end(&r->w);
+	jsonw_raw(&r->w, "services", v->services, strlen(v->services));
+	write_counts(&r->w);
+	write_iso(&r->w, "created", v->created_at);
+	write_iso(&r->w, "modified", v->updated_at);
+	jsonw_object_end(&r->w);
+	return true;
+}
+
+static void cursor_behind(struct buf *next, const void *items, size_t last)
+{
+	ALWAYS(api_cursor_write(next, &((const struct store_consumer *)items)[last].consumer_id, 1) == 0);
+}
+
+static void limit_is(struct api_call *c, unsigned limit)
+{
+	unsigned *kept = mem_alloc(sizeof *kept);
+	*kept = limit;
+	c->state = kept;
+	c->free_state = mem_free;
+}
+
 static void on_consumers(void *arg, int code, const struct store_consumer *v, size_t n)
 {
 	struct api_call *c = arg;
-	const struct page *p = c->state;
-	struct buf next = BUF_INIT(2048);
-	struct api_reply r;
-	size_t shown = n > p->limit ? p->limit : n;
-	if (code != 0) {
+	const struct api_list l = {.max = LIST_MAX, .limit = *(unsigned *)c->state, .write = write_one, .cursor = cursor_behind};
+	if (code != 0)
 		api_fail_store(c, code);
-		return;
-	}
-	api_reply_begin(&r, c, LIST_MAX, false);
-	jsonw_array(&r.w, "data");
-	for (size_t i = 0; i < shown; i++) {
-		jsonw_object(&r.w, NULL);
-		jsonw_str(&r.w, "consumer_id", v[i].consumer_id);
-		jsonw_str(&r.w, "application_id", c->application);
-		jsonw_object(&r.w, "metadata");
-		jsonw_object_end(&r.w);
-		jsonw_raw(&r.w, "services", v[i].services, strlen(v[i].services));
-		write_counts(&r.w);
-		write_iso(&r.w, "created", v[i].created_at);
-		write_iso(&r.w, "modified", v[i].updated_at);
-		jsonw_object_end(&r.w);
-	}
-	jsonw_array_end(&r.w);
-	if (shown < n)
-		ALWAYS(api_cursor_write(&next, &v[shown - 1].consumer_id, 1) == 0);
-	api_reply_page(&r, shown, &next);
-	buf_fini(&next);
-	api_reply_send(&r);
+	else
+		api_reply_list(c, &l, v, n);
 }
 
 void api_do_consumers(struct api_call *c)
 {
-	struct page *p = page_new(c);
-	struct buf plain = BUF_INIT(2048);
-	const char *after = "";
-	bool first;
-	if (read_page(c, p, &plain, &after, 1, &first) == 0) {
-		int e = store_consumers(
-			c->api->parts.store, c->application, after, p->limit + 1, on_consumers, c);
+	struct api_page p;
+	if (api_page_take(c, &p, PAGE_DEFAULT, PAGE_MAX, 1) == 0) {
+		limit_is(c, p.limit);
+		int e = store_consumers(c->api->parts.store, c->application, p.parts[0], p.limit + 1, on_consumers, c);
 		if (e != 0)
 			api_fail_store(c, e);
 	}
-	buf_fini(&plain);
+	api_page_fini(&p);
 }
 
 /* ---------------------------------------------------------------- one */
@@ -248,7 +221,7 @@ static void next_some(struct api_call *c)
 static void on_some_forgotten(void *arg, int code, int64_t n)
 {
 	struct api_call *c = arg;
-	struct page *p = c->state;
+	struct forgetting *p = c->state;
 	if (code != 0 && code != ST_AGAIN) {
 		api_fail_store(c, code);
 		return;
@@ -300,7 +273,7 @@ static int forget_some(struct api_call *c, const struct store_connection *v, siz
 static void on_some(void *arg, int code, const struct store_connection *v, size_t n)
 {
 	struct api_call *c = arg;
-	const struct page *p = c->state;
+	const struct forgetting *p = c->state;
 	struct api_reply r;
 	int e = code;
 	if (code == 0 && n > 0)
@@ -320,7 +293,8 @@ static void on_some(void *arg, int code, const struct store_connection *v, size_
 
 void api_do_consumer_delete(struct api_call *c)
 {
-	(void)page_new(c);
+	c->state = mem_alloc(sizeof(struct forgetting));
+	c->free_state = mem_free;
 	if (take_consumer(c))
 		next_some(c);
 }
@@ -382,63 +356,56 @@ static void write_happened(struct jsonw *w, const struct store_happened *x)
 	json_object_put(o);
 }
 
+static bool write_logged(struct api_reply *r, const void *items, size_t i)
+{
+	write_happened(&r->w, &((const struct store_happened *)items)[i]);
+	return true;
+}
+
+static void cursor_behind_logged(struct buf *next, const void *items, size_t last)
+{
+	const struct store_happened *x = &((const struct store_happened *)items)[last];
+	ALWAYS(api_cursor_write_at(next, x->occurred_at, x->event_id, NULL) == 0);
+}
+
 static void on_log(void *arg, int code, const struct store_happened *v, size_t n)
 {
 	struct api_call *c = arg;
-	const struct page *p = c->state;
-	struct buf next = BUF_INIT(512);
-	struct api_reply r;
-	size_t shown = n > p->limit ? p->limit : n;
-	if (code != 0) {
+	const struct api_list l = {.max = LIST_MAX, .limit = *(unsigned *)c->state, .write = write_logged, .cursor = cursor_behind_logged};
+	if (code != 0)
 		api_fail_store(c, code);
-		return;
-	}
-	api_reply_begin(&r, c, LIST_MAX, false);
-	jsonw_array(&r.w, "data");
-	for (size_t i = 0; i < shown; i++)
-		write_happened(&r.w, &v[i]);
-	jsonw_array_end(&r.w);
-	if (shown < n) {
-		char at[24], id[STR_UUID_BYTES];
-		const char *const parts[] = {at, id};
-		(void)snprintf(at, sizeof at, "%lld", (long long)v[shown - 1].occurred_at);
-		str_format_uuid(v[shown - 1].event_id, id);
-		ALWAYS(api_cursor_write(&next, parts, 2) == 0);
-	}
-	api_reply_page(&r, shown, &next);
-	buf_fini(&next);
-	api_reply_send(&r);
+	else
+		api_reply_list(c, &l, v, n);
 }
 
-static int read_log_start(const char *const *parts, bool first, struct store_log *w)
+static int read_log_start(const struct api_page *p, struct store_log *w)
 {
 	memset(w->before_id, 0xff, sizeof w->before_id);
 	w->before = INT64_MAX;
-	if (first)
+	if (p->first)
 		return 0;
-	int e = str_parse_i64(parts[0], strlen(parts[0]), &w->before);
-	return e == 0 ? str_parse_uuid(parts[1], strlen(parts[1]), w->before_id) : e;
+	int e = api_cursor_read_time(p->parts[0], &w->before);
+	return e == 0 ? str_parse_uuid(p->parts[1], strlen(p->parts[1]), w->before_id) : e;
 }
 
 void api_do_logs(struct api_call *c)
 {
-	struct page *p = page_new(c);
-	struct buf plain = BUF_INIT(512), entity_id = BUF_INIT(1024);
-	const char *parts[2] = {"", ""};
+	struct buf entity_id = BUF_INIT(1024);
 	struct store_log w = {.application_id = c->application};
-	bool first;
-	if (read_page(c, p, &plain, parts, 2, &first) == 0) {
-		int e = read_log_start(parts, first, &w);
+	struct api_page p;
+	if (api_page_take(c, &p, PAGE_DEFAULT, PAGE_MAX, 2) == 0) {
+		limit_is(c, p.limit);
+		int e = read_log_start(&p, &w);
 		if (c->consumer != NULL) {
 			ALWAYS(buf_printf(&entity_id, "%s+%s", c->application, c->consumer) == 0);
 			w.entity_id = buf_str(&entity_id);
 		}
-		w.limit = p->limit + 1;
+		w.limit = p.limit + 1;
 		if (e != 0)
 			api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
 		else if ((e = store_log(c->api->parts.store, &w, on_log, c)) != 0)
 			api_fail_store(c, e);
 	}
-	buf_fini(&plain);
+	api_page_fini(&p);
 	buf_fini(&entity_id);
 }

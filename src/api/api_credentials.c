@@ -119,20 +119,36 @@ static bool usable(const struct store_connection *k)
 static bool settings_complete(const struct store_connection *k, const struct provider *p)
 {
 	struct json_object *o = grant_parse_json(k->settings_public, strlen(k->settings_public));
-	bool complete = o != NULL;
-	if (complete && p->required_settings.n == 0 &&
-		(p->auth_type == AUTH_API_KEY || p->auth_type == AUTH_BASIC))
-		complete = json_object_object_length(o) > 0;
-	for (size_t i = 0; complete && i < p->required_settings.n; i++) {
-		struct json_object *v;
-		complete = json_object_object_get_ex(o, p->required_settings.v[i], &v) && v != NULL &&
-			   (json_object_get_type(v) != json_type_string || json_object_get_string_len(v) > 0);
-	}
+	bool complete = o != NULL && import_settings_complete(o, p);
 	grant_parse_free(o);
 	return complete;
 }
 
 /* ---------------------------------------------------------------- refresh now */
+
+static void on_row_again(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	struct api_call *c = arg;
+	if (code != 0)
+		api_fail_store(c, code);
+	else if (n == 0)
+		api_fail_missing(c);
+	else if (!v[0].enabled)
+		api_fail(c, API_SETTINGS, "the connection is disabled");
+	else if (usable(&v[0]))
+		reply_token(c, &v[0]); /* even if it could not be renewed: expires_at tells what it is worth */
+	else
+		fail_by_row(c, &v[0]);
+}
+
+/* Long after the key was looked at: a token is given to nobody whose key was revoked meanwhile. */
+static void read_again(struct api_call *c)
+{
+	const struct need *need = c->state;
+	int e = store_connections(c->api->parts.store, &need->id, 1, true, on_row_again, c);
+	if (e != 0)
+		api_fail_store(c, e);
+}
 
 static void on_ended(struct api_call *c, int code, bool ended_well, const struct store_connection *k)
 {
@@ -141,8 +157,10 @@ static void on_ended(struct api_call *c, int code, bool ended_well, const struct
 		api_fail_missing(c);
 	else if (code != 0 && code != ST_TIMEOUT)
 		api_fail_store(c, code);
+	else if (k != NULL && !k->enabled)
+		api_fail(c, API_SETTINGS, "the connection is disabled");
 	else if (k != NULL && need->what == WANT_TOKEN && usable(k))
-		reply_token(c, k); /* even if it could not be renewed: expires_at tells what it is worth */
+		api_keys_again(c, read_again);
 	else if (k != NULL && ended_well && need->what == WANT_STATE)
 		reply_state(c, k);
 	else if (k != NULL && ended_well && need->what == WANT_CONNECTION)

@@ -98,6 +98,7 @@ void api_fail_refresh(struct api_call *c, enum api_error e, const char *reason, 
 void api_fail_store(struct api_call *c, int code); /* of a store callback, or of a send that was refused */
 void api_fail_missing(struct api_call *c);	   /* there is no such connection, or not even a connector */
 void api_retry_after(struct api_call *c, int64_t seconds);
+void api_write_refusal(struct buf *out, int status); /* of a request that never became a call */
 
 void api_call_end(struct api_call *c, int status, struct buf *body); /* body moved; NULL: none */
 
@@ -110,16 +111,39 @@ struct api_reply {
 void api_reply_begin(struct api_reply *r, struct api_call *c, size_t max, bool secret);
 void api_reply_send(struct api_reply *r);
 void api_reply_empty(struct api_call *c); /* 204 */
-void api_reply_page(struct api_reply *r, size_t items, const struct buf *next); /* meta and links; next empty: the last page */
 void api_reply_connection(struct api_call *c, const struct store_connection *k);
 /* `name`: the key it goes under; NULL in an array. */
 void api_write_connection(struct jsonw *w, const char *name, const struct conf *c, const struct store_connection *k);
 void api_write_available(struct jsonw *w, const char *name, const struct api_call *c, const struct provider *p, const char *unified_api);
 
-/* ---- cursors: opaque words of the parts that a page ended with ---- */
+/* ---- pages (api_page.c). A cursor is an opaque word of the parts that a page ended with. ---- */
+#define API_CURSOR_PARTS 3
+#define API_CURSOR_MAX 2048 /* bytes in clear: three of the longest ids */
+struct api_page { /* what was asked for: the parts are "" on the first page */
+	unsigned limit;
+	bool first;
+	struct buf plain;
+	const char *parts[API_CURSOR_PARTS];
+};
+void api_page_fini(struct api_page *p);
+/* `limit` and a cursor of `n` parts out of the query. 0, or answered; to be given back in both cases. */
+int api_page_take(struct api_call *c, struct api_page *p, unsigned missing, unsigned most, size_t n) MUST_USE;
 int api_cursor_write(struct buf *out, const char *const *parts, size_t n) MUST_USE;
 /* Exactly n parts, NUL-terminated, in `plain`; ST_SYNTAX. */
 int api_cursor_read(const char *text, size_t len, struct buf *plain, const char **parts, size_t n) MUST_USE;
+/* Time and id, as the first two parts. */
+int api_cursor_write_at(struct buf *out, int64_t wall_us, const uint8_t id[16], const char *third_or_null) MUST_USE;
+int api_cursor_read_time(const char *part, int64_t *wall_us) MUST_USE; /* ST_SYNTAX: not one that the database can hold */
+
+struct api_list {
+	size_t max; /* bytes; the page ends early, with a cursor, where half of it is reached */
+	unsigned limit; /* items; one more than it among those given tells that there is a next page */
+	bool (*write)(struct api_reply *r, const void *items, size_t i); /* false: left out */
+	void (*cursor)(struct buf *next, const void *items, size_t last);
+	size_t (*more)(struct api_reply *r, const void *items, size_t n); /* behind the last page, how many; NULL: nothing */
+};
+void api_reply_list(struct api_call *c, const struct api_list *l, const void *items, size_t n);
+void api_reply_page(struct api_reply *r, size_t items, const struct buf *next); /* meta; next empty: the last page */
 
 /* ---- keys (api_key.c) ---- */
 struct api_keys;
@@ -129,6 +153,8 @@ void api_keys_free(struct api_keys *k);
 int api_keys_find(struct api_keys *k, const uint8_t hash[32], const char **app, unsigned *scopes) MUST_USE;
 void api_keys_put(struct api_keys *k, const uint8_t hash[32], const char *app, const char *scopes);
 void api_keys_drop(struct api_keys *k, const uint8_t hash[32]);
+/* After a wait: does the key of the call still hold? fn, now or later; or answered. */
+void api_keys_again(struct api_call *c, api_fn *fn);
 /* Takes one from the key's bucket; 0, or the microseconds until there is one. */
 int64_t api_keys_take(struct api_keys *k, const uint8_t hash[32], double rate_per_s);
 

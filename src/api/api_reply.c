@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/base64.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metrics.h"
@@ -44,46 +43,91 @@ static const char *status_words(int status)
 		return "Method Not Allowed";
 	case 409:
 		return "Conflict";
+	case 408:
+		return "Request Timeout";
 	case 413:
 		return "Payload Too Large";
+	case 417:
+		return "Expectation Failed";
 	case 422:
 		return "Unprocessable Entity";
 	case 429:
 		return "Too Many Requests";
+	case 431:
+		return "Request Header Fields Too Large";
+	case 501:
+		return "Not Implemented";
 	case 502:
 		return "Bad Gateway";
 	case 503:
 		return "Service Unavailable";
 	case 504:
 		return "Gateway Timeout";
+	case 505:
+		return "HTTP Version Not Supported";
 	default:
 		return "Internal Server Error";
 	}
 }
 
 /* The error up to its detail. */
+static void write_error(struct jsonw *w, int status, const char *type, const char *message)
+{
+	jsonw_object(w, NULL);
+	jsonw_int(w, "status_code", status);
+	jsonw_str(w, "error", status_words(status));
+	jsonw_str(w, "type_name", type);
+	jsonw_str(w, "message", message);
+}
+
+static int write_error_end(struct jsonw *w, const char *type)
+{
+	char ref[96] = "/openapi.json#";
+	size_t n = strlen(ref);
+	for (const char *s = type; *s != '\0' && n < sizeof ref - 1; s++)
+		ref[n++] = *s >= 'A' && *s <= 'Z' ? (char)(*s - 'A' + 'a') : *s;
+	ref[n] = '\0';
+	jsonw_str(w, "ref", ref);
+	jsonw_object_end(w);
+	return jsonw_end(w);
+}
+
+void api_write_refusal(struct buf *out, int status)
+{
+	static const struct {
+		int status;
+		const char *type, *message;
+	} refusals[] = {
+		{400, "RequestValidationError", "the request is not HTTP/1.1 that can be read in one way only"},
+		{408, "RequestTimeoutError", "the request took too long to arrive"},
+		{413, "RequestValidationError", "the body is too large"},
+		{417, "RequestHeadersValidationError", "the only expectation known is 100-continue"},
+		{431, "RequestHeadersValidationError", "the headers are too large"},
+		{501, "MethodNotAllowedError", "there is no such method"},
+		{503, "ServiceUnavailableError", "too many bodies are being received; try again"},
+		{505, "RequestValidationError", "the version of HTTP is not 1.0 or 1.1"},
+	};
+	size_t i = 0;
+	while (i < sizeof refusals / sizeof *refusals - 1 && refusals[i].status != status)
+		i++;
+	struct jsonw w;
+	jsonw_init(&w, out);
+	write_error(&w, status, refusals[i].type, refusals[i].message);
+	jsonw_str(&w, "detail", refusals[i].message);
+	ALWAYS(write_error_end(&w, refusals[i].type) == 0);
+}
+
 static void error_begin(struct api_reply *r, struct api_call *c, enum api_error e, const char *message)
 {
 	r->call = c;
 	buf_init(&r->body, ERROR_MAX);
 	jsonw_init(&r->w, &r->body);
-	jsonw_object(&r->w, NULL);
-	jsonw_int(&r->w, "status_code", errors[e].status);
-	jsonw_str(&r->w, "error", status_words(errors[e].status));
-	jsonw_str(&r->w, "type_name", errors[e].type);
-	jsonw_str(&r->w, "message", message);
+	write_error(&r->w, errors[e].status, errors[e].type, message);
 }
 
 static void error_send(struct api_reply *r, enum api_error e)
 {
-	char ref[96] = "/openapi.json#";
-	size_t n = strlen(ref);
-	for (const char *s = errors[e].type; *s != '\0' && n < sizeof ref - 1; s++)
-		ref[n++] = *s >= 'A' && *s <= 'Z' ? (char)(*s - 'A' + 'a') : *s;
-	ref[n] = '\0';
-	jsonw_str(&r->w, "ref", ref);
-	jsonw_object_end(&r->w);
-	int rc = jsonw_end(&r->w);
+	int rc = write_error_end(&r->w, errors[e].type);
 	api_call_end(r->call, errors[e].status, rc != ST_FULL ? &r->body : NULL);
 	buf_fini(&r->body);
 }
@@ -211,18 +255,6 @@ void api_reply_send(struct api_reply *r)
 void api_reply_empty(struct api_call *c)
 {
 	api_call_end(c, 204, NULL);
-}
-
-void api_reply_page(struct api_reply *r, size_t items, const struct buf *next)
-{
-	jsonw_object(&r->w, "meta");
-	jsonw_int(&r->w, "items_on_page", (int64_t)items);
-	jsonw_object(&r->w, "cursors");
-	jsonw_null(&r->w, "previous");
-	jsonw_null(&r->w, "current");
-	jsonw_str(&r->w, "next", next->len > 0 ? buf_str(next) : NULL);
-	jsonw_object_end(&r->w);
-	jsonw_object_end(&r->w);
 }
 
 /* ---------------------------------------------------------------- the connection object */
@@ -359,33 +391,4 @@ void api_reply_connection(struct api_call *c, const struct store_connection *k)
 	api_reply_begin(&r, c, CONNECTION_MAX, false);
 	api_write_connection(&r.w, "data", c->conf, k);
 	api_reply_send(&r);
-}
-
-/* ---------------------------------------------------------------- cursors */
-
-int api_cursor_write(struct buf *out, const char *const *parts, size_t n)
-{
-	struct buf plain = BUF_INIT(2048);
-	int rc = 0;
-	for (size_t i = 0; rc == 0 && i < n; i++)
-		rc = buf_append(&plain, parts[i], strlen(parts[i]) + 1);
-	if (rc == 0)
-		rc = base64url_encode(out, plain.data, plain.len);
-	buf_fini(&plain);
-	return rc;
-}
-
-int api_cursor_read(const char *text, size_t len, struct buf *plain, const char **parts, size_t n)
-{
-	buf_reset(plain);
-	if (base64url_decode(plain, text, len) != 0 || plain->len == 0 || plain->data[plain->len - 1] != '\0')
-		return ST_SYNTAX;
-	if (!str_is_utf8(plain->data, plain->len))
-		return ST_SYNTAX;
-	size_t at = 0, found = 0;
-	for (; at < plain->len && found < n; found++) {
-		parts[found] = (const char *)plain->data + at;
-		at += strlen(parts[found]) + 1;
-	}
-	return found == n && at == plain->len ? 0 : ST_SYNTAX;
 }

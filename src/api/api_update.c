@@ -49,16 +49,6 @@ static void update_free(void *state)
 
 /* ---------------------------------------------------------------- settings */
 
-static int to_text(struct json_object *o, struct buf *out)
-{
-	size_t n;
-	const char *text = json_object_to_json_string_length(
-		o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &n);
-	int e = buf_set(out, text, n);
-	mem_wipe((void *)(uintptr_t)text, n); /* json-c's own copy, which lives as long as the tree */
-	return e;
-}
-
 static struct json_object *open_settings(const struct api_call *c, const struct store_connection *k)
 {
 	struct buf plain = BUF_INIT_SECRET(SEALED_MAX);
@@ -87,18 +77,6 @@ static void merge(struct json_object *into, struct json_object *from)
 	}
 }
 
-static bool all_required(struct json_object *settings, const struct provider *p)
-{
-	for (size_t i = 0; i < p->required_settings.n; i++) {
-		struct json_object *v;
-		if (!json_object_object_get_ex(settings, p->required_settings.v[i], &v) || v == NULL)
-			return false;
-		if (json_object_get_type(v) == json_type_string && json_object_get_string_len(v) == 0)
-			return false;
-	}
-	return true;
-}
-
 /* Seals the merged settings; *complete tells whether every required one is there. */
 static int make_settings(struct api_call *c, struct update *u, const struct store_connection *k,
 	const struct provider *p, bool *complete)
@@ -108,8 +86,8 @@ static int make_settings(struct api_call *c, struct update *u, const struct stor
 	if (all == NULL)
 		return ST_INVALID;
 	merge(all, u->settings);
-	*complete = all_required(all, p);
-	int e = to_text(all, &plain);
+	*complete = import_settings_complete(all, p);
+	int e = import_write_json(all, &plain);
 	if (e == 0)
 		e = seal_column(c->conf->keyring, SEAL_SETTINGS, k->id, 0, plain.data, plain.len, &u->sealed);
 	if (e == 0)
@@ -200,13 +178,16 @@ static int prepare(
 		x->event = apply_settings(x, k, complete);
 	}
 	if (e == 0 && u->metadata != NULL) {
-		e = to_text(u->metadata, &u->metadata_text);
+		e = import_write_json(u->metadata, &u->metadata_text);
 		x->metadata = buf_str(&u->metadata_text);
 	}
 	if (e != 0)
 		return e;
-	if (x->event == EVENT_NONE)
-		x->event = k->enabled && !x->enabled ? EVENT_DISABLED : EVENT_UPDATED;
+	/* One change, one event: that it is switched off outweighs what else became of it. */
+	if (k->enabled && !x->enabled)
+		x->event = EVENT_DISABLED;
+	else if (x->event == EVENT_NONE)
+		x->event = EVENT_UPDATED;
 	x->due_at = next_due(c, u, k, p, now);
 	e = api_build_event(c->conf, k, conn_state_word(x->state), conn_health_word(x->health), x->enabled,
 		x->updated_at, &u->entity, &u->entity_id);
@@ -258,6 +239,9 @@ static void on_row(void *arg, int code, const struct store_connection *v, size_t
 	if (e == ST_FULL)
 		api_fail(c, API_BAD_REQUEST, "settings or metadata are larger than %zu bytes",
 			IMPORT_SETTINGS_MAX);
+	else if (e == ST_RANGE)
+		api_fail(c, API_BAD_REQUEST,
+			"settings or metadata hold a number that cannot be kept as it is: write it as a string");
 	else if (e != 0)
 		api_fail_store(c, ST_INVALID);
 	else if ((e = store_change(c->api->parts.store, &u->change, on_changed, c)) != 0)

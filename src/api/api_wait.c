@@ -12,6 +12,7 @@
 #include "base/sys.h"
 
 #define WAITING_MAX 512
+#define WAITING_SHARE 4 /* one connector of one application: one part in so many */
 #define FIRST_LOOK_US (40 * US_PER_MS)
 #define LOOK_US (150 * US_PER_MS)
 #define PATIENCE_US (60 * US_PER_S)
@@ -87,6 +88,8 @@ static enum verdict judge(const struct waiting *w, const struct store_connection
 {
 	if (k->token_version != w->seen.token_version)
 		return WELL;
+	if (!k->enabled && !k->leased)
+		return BADLY; /* nothing will be tried any more */
 	if (k->leased || (!w->seen.leased && k->attempt_id == w->seen.attempt_id))
 		return GO_ON;
 	/* An attempt ended without tokens. One that was given back unsent is still due, and comes again. */
@@ -157,9 +160,18 @@ static void look(void *arg)
 	}
 }
 
+/* How many wait for this connector of this application: a provider that hangs must not take the places of the others. */
+static unsigned of_connector(const struct api_room *r, const struct conn_key *key)
+{
+	unsigned n = 0;
+	for (const struct waiting *w = r->first; w != NULL; w = w->next)
+		n += strcmp(w->call->key.service_id, key->service_id) == 0 && strcmp(w->call->application, key->application_id) == 0;
+	return n;
+}
+
 int api_wait(struct api_room *r, struct api_call *c, const struct api_baseline *seen, api_wait_fn *fn)
 {
-	if (r->n >= WAITING_MAX)
+	if (r->n >= WAITING_MAX || of_connector(r, &c->key) >= WAITING_MAX / WAITING_SHARE)
 		return ST_FULL;
 	struct waiting *w = mem_alloc(sizeof *w);
 	*w = (struct waiting){.call = c, .fn = fn, .seen = *seen, .deadline = sys_mono_us() + PATIENCE_US};

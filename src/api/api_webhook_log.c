@@ -44,18 +44,9 @@ static struct log_call *log_call_new(struct api_call *c)
 /* ---------------------------------------------------------------- cursors: time, event, and for the log the
  * endpoint */
 
-static int write_cursor(struct buf *out, int64_t at, const uint8_t event_id[16], const char *endpoint_id)
-{
-	char time[24], id[STR_UUID_BYTES];
-	(void)snprintf(time, sizeof time, "%" PRId64, at);
-	str_format_uuid(event_id, id);
-	const char *const parts[] = {time, id, endpoint_id};
-	return api_cursor_write(out, parts, 3);
-}
-
 static int read_cursor(const char *const *parts, int64_t *at, uint8_t event_id[16])
 {
-	int e = str_parse_i64(parts[0], strlen(parts[0]), at);
+	int e = api_cursor_read_time(parts[0], at);
 	return e == 0 ? str_parse_uuid(parts[1], strlen(parts[1]), event_id) : e;
 }
 
@@ -79,7 +70,7 @@ static void on_redelivered(void *arg, int code, const struct store_redelivered *
 			"there is no such event for this endpoint, or it is not kept any more");
 	} else {
 		if (v->n == x->q.limit && x->q.event_id == NULL)
-			ALWAYS(write_cursor(&next, v->last, v->last_id, "") == 0);
+			ALWAYS(api_cursor_write_at(&next, v->last, v->last_id, "") == 0);
 		api_reply_begin(&r, c, REPLY_MAX, false);
 		jsonw_object(&r.w, "data");
 		jsonw_str(&r.w, "id", x->id);
@@ -200,28 +191,27 @@ static void write_logged(struct jsonw *w, const struct api_call *c, const struct
 	jsonw_object_end(w);
 }
 
+static bool write_one(struct api_reply *r, const void *items, size_t i)
+{
+	write_logged(&r->w, r->call, &((const struct store_delivery_logged *)items)[i]);
+	return true;
+}
+
+static void cursor_behind(struct buf *next, const void *items, size_t last)
+{
+	const struct store_delivery_logged *d = &((const struct store_delivery_logged *)items)[last];
+	ALWAYS(api_cursor_write_at(next, d->occurred_at, d->event_id, d->endpoint_id) == 0);
+}
+
 static void on_log(void *arg, int code, const struct store_delivery_logged *v, size_t n)
 {
 	struct api_call *c = arg;
 	const struct log_call *x = c->state;
-	struct buf next = BUF_INIT(512);
-	struct api_reply r;
-	size_t shown = n > x->limit ? x->limit : n;
-	if (code != 0) {
+	const struct api_list l = {.max = LOG_MAX, .limit = x->limit, .write = write_one, .cursor = cursor_behind};
+	if (code != 0)
 		api_fail_store(c, code);
-		return;
-	}
-	api_reply_begin(&r, c, LOG_MAX, false);
-	jsonw_array(&r.w, "data");
-	for (size_t i = 0; i < shown; i++)
-		write_logged(&r.w, c, &v[i]);
-	jsonw_array_end(&r.w);
-	if (shown < n)
-		ALWAYS(write_cursor(&next, v[shown - 1].occurred_at, v[shown - 1].event_id,
-			       v[shown - 1].endpoint_id) == 0);
-	api_reply_page(&r, shown, &next);
-	buf_fini(&next);
-	api_reply_send(&r);
+	else
+		api_reply_list(c, &l, v, n);
 }
 
 /* A boolean of the query; false: answered already. */
@@ -262,19 +252,17 @@ void api_do_hook_logs(struct api_call *c)
 	struct log_call *x = log_call_new(c);
 	struct store_delivery_log q = {
 		.application_id = c->application, .before = INT64_MAX, .before_endpoint = ""};
-	struct buf plain = BUF_INIT(512);
-	const char *parts[3];
-	bool first;
+	struct api_page p = {.plain = BUF_INIT(0)};
 	if (query_endpoint(c, x, &q) && query_flag(c, "failed", &q.failed_only) &&
-		api_hook_page(c, &x->limit, &plain, parts, 3, &first) == 0) {
-		int e = first ? 0 : read_cursor(parts, &q.before, q.before_id);
-		if (!first)
-			q.before_endpoint = parts[2];
+		api_page_take(c, &p, API_HOOK_PAGE, API_HOOK_PAGE_MAX, 3) == 0) {
+		int e = p.first ? 0 : read_cursor(p.parts, &q.before, q.before_id);
+		q.before_endpoint = p.parts[2];
+		x->limit = p.limit;
 		q.limit = x->limit + 1;
 		if (e != 0)
 			api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
 		else if ((e = store_delivery_log(c->api->parts.store, &q, on_log, c)) != 0)
 			api_fail_store(c, e);
 	}
-	buf_fini(&plain);
+	api_page_fini(&p);
 }

@@ -88,26 +88,6 @@ struct json_object *api_hook_member(struct json_object *body, const char *name)
 	return json_object_object_get_ex(body, name, &v) ? v : NULL;
 }
 
-int api_hook_page(
-	struct api_call *c, unsigned *limit, struct buf *plain, const char **parts, size_t n, bool *first)
-{
-	struct buf text = BUF_INIT(2048);
-	int64_t v;
-	int e = api_query(c, "cursor", &text);
-	*first = e == ST_NOT_FOUND || text.len == 0;
-	if (e == 0 && text.len > 0)
-		e = api_cursor_read(buf_str(&text), text.len, plain, parts, n);
-	buf_fini(&text);
-	if (e != 0 && e != ST_NOT_FOUND) {
-		api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
-		return ST_INVALID;
-	}
-	e = api_query_int(c, "limit", 20, 1, 200, &v);
-	if (e == 0)
-		*limit = (unsigned)v;
-	return e;
-}
-
 /* ---------------------------------------------------------------- the body */
 
 static const char *take_text(
@@ -411,51 +391,49 @@ void api_do_hook_get(struct api_call *c)
 		api_fail_store(c, e);
 }
 
+static bool write_one(struct api_reply *r, const void *items, size_t i)
+{
+	write_hook(&r->w, NULL, &((const struct store_hook *)items)[i], NULL);
+	return true;
+}
+
+static void cursor_behind(struct buf *next, const void *items, size_t last)
+{
+	const struct store_hook *h = &((const struct store_hook *)items)[last];
+	char created[24];
+	(void)snprintf(created, sizeof created, "%lld", (long long)h->created_at);
+	const char *const parts[] = {created, h->endpoint_id};
+	ALWAYS(api_cursor_write(next, parts, 2) == 0);
+}
+
 static void on_list(void *arg, int code, const struct store_hook *v, size_t n)
 {
 	struct api_call *c = arg;
 	const struct hook_call *h = c->state;
-	struct buf next = BUF_INIT(512);
-	struct api_reply r;
-	size_t shown = n > h->limit ? h->limit : n;
-	if (code != 0) {
+	const struct api_list l = {.max = LIST_MAX, .limit = h->limit, .write = write_one, .cursor = cursor_behind};
+	if (code != 0)
 		api_fail_store(c, code);
-		return;
-	}
-	api_reply_begin(&r, c, LIST_MAX, false);
-	jsonw_array(&r.w, "data");
-	for (size_t i = 0; i < shown; i++)
-		write_hook(&r.w, NULL, &v[i], NULL);
-	jsonw_array_end(&r.w);
-	if (shown < n) {
-		char created[24];
-		(void)snprintf(created, sizeof created, "%lld", (long long)v[shown - 1].created_at);
-		const char *const parts[] = {created, v[shown - 1].endpoint_id};
-		ALWAYS(api_cursor_write(&next, parts, 2) == 0);
-	}
-	api_reply_page(&r, shown, &next);
-	buf_fini(&next);
-	api_reply_send(&r);
+	else
+		api_reply_list(c, &l, v, n);
 }
 
 void api_do_hook_list(struct api_call *c)
 {
 	struct hook_call *h = hook_call_new(c);
-	struct buf plain = BUF_INIT(512);
-	const char *parts[2] = {"0", ""};
+	struct api_page p;
 	int64_t created = 0;
-	bool first;
-	if (api_hook_page(c, &h->limit, &plain, parts, 2, &first) == 0) {
-		if (str_parse_i64(parts[0], strlen(parts[0]), &created) != 0) {
+	if (api_page_take(c, &p, API_HOOK_PAGE, API_HOOK_PAGE_MAX, 2) == 0) {
+		h->limit = p.limit;
+		if (!p.first && api_cursor_read_time(p.parts[0], &created) != 0) {
 			api_fail(c, API_BAD_REQUEST, "query parameter cursor is none that was handed out");
 		} else {
-			int e = store_hook_list(c->api->parts.store, c->application, created, parts[1],
+			int e = store_hook_list(c->api->parts.store, c->application, created, p.parts[1],
 				h->limit + 1, on_list, c);
 			if (e != 0)
 				api_fail_store(c, e);
 		}
 	}
-	buf_fini(&plain);
+	api_page_fini(&p);
 }
 
 static void on_deleted(void *arg, int code, int64_t n)

@@ -19,8 +19,7 @@ void api_hook_missing(struct api_call *c);
 void api_hook_time(struct jsonw *w, const char *name, int64_t wall_us); /* RFC 3339; left out when 0 */
 /* A member of the body; NULL: not there, or null. */
 struct json_object *api_hook_member(struct json_object *body, const char *name);
-/* limit and a cursor of `n` parts in `plain`; *first: there is none. 0, or answered. */
-int api_hook_page(struct api_call *c, unsigned *limit, struct buf *plain, const char **parts, size_t n,
-	bool *first) MUST_USE;
+#define API_HOOK_PAGE 20
+#define API_HOOK_PAGE_MAX 200
 
 #endif

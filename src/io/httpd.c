@@ -35,6 +35,7 @@
 #define CONN_MAGIC 0x68636f6eu
 #define REQUEST_MAGIC 0x68726571u
 #define MAX_REPLY_HEADERS 4096u
+#define REFUSAL_BYTES 2048u
 #define INPUT_BYTES 65536u
 #define LINGER_US US_PER_S
 #define REPLY_DEADLINES 3
@@ -60,6 +61,7 @@ struct conn {
 	bool close_after, in_handler, dead;
 	bool eof; /* the peer's side is shut; what came before still gets its replies */
 	bool continued; /* 100 was sent for this request */
+	size_t holds;	/* bytes of its body, counted in httpd.held */
 	char peer[64];
 };
 
@@ -78,7 +80,7 @@ struct httpd {
 	struct httpd_params p; /* the strings are not ours */
 	httpd_fn *fn;
 	void *arg;
-	void (*on_refused)(void *arg, int status);
+	httpd_refused_fn *on_refused;
 	void *on_refused_arg;
 	struct httpd_socket sock;
 	struct evconnlistener *listener;
@@ -86,6 +88,7 @@ struct httpd {
 	SSL_CTX *tls;
 	struct conn *conns;
 	unsigned n_conns;
+	size_t held; /* bytes of bodies, of all connections */
 };
 
 /* --- the life of a connection */
@@ -104,10 +107,18 @@ static void resume_accept(struct httpd *h)
 		evconnlistener_enable(h->listener);
 }
 
+static void conn_holds(struct conn *c, size_t n)
+{
+	c->httpd->held += n;
+	c->httpd->held -= c->holds;
+	c->holds = n;
+}
+
 static void conn_drop_request(struct conn *c)
 {
 	if (c->request == NULL)
 		return;
+	conn_holds(c, 0);
 	if (c->state == CONN_HANDLING)
 		c->request->conn = NULL; /* the handler still has it; httpd_reply frees it */
 	else
@@ -230,16 +241,19 @@ static void conn_refuse(struct conn *c, int status)
 {
 	struct httpd *h = c->httpd;
 	struct buf text;
-	buf_init(&text, 128);
-	ALWAYS(buf_printf(&text, "%d %s\n", status, reason(status)) == 0);
+	buf_init(&text, REFUSAL_BYTES);
+	if (h->on_refused)
+		h->on_refused(h->on_refused_arg, status, &text);
+	bool json = text.len > 0;
+	if (!json)
+		ALWAYS(buf_printf(&text, "%d %s\n", status, reason(status)) == 0);
 	bool head_only = c->request && c->request->in.method == HTTPD_HEAD;
 	bufferevent_disable(c->bev, EV_READ);
 	conn_drop_request(c);
 	c->close_after = true;
-	conn_reply(c, status, "text/plain; charset=utf-8", "", &text, head_only);
+	conn_reply(c, status, json ? "application/json" : "text/plain; charset=utf-8", status == 503 ? "Retry-After: 1\r\n" : "", &text,
+		head_only);
 	buf_fini(&text);
-	if (h->on_refused)
-		h->on_refused(h->on_refused_arg, status);
 }
 
 /* --- requests */
@@ -304,8 +318,12 @@ static void conn_read(struct conn *c)
 		status = httpd_framing_feed(&c->request->in, v.iov_base, v.iov_len, &used);
 		mem_wipe(v.iov_base, used);
 		evbuffer_drain(in, used);
+		conn_holds(c, c->request->in.body.len);
 	}
-	if (status == HTTPD_FRAMING_DONE)
+	bool full = c->httpd->held > c->httpd->p.max_held_bytes;
+	if (status < 400 && full)
+		conn_refuse(c, 503); /* who came last, so that those who were first get through */
+	else if (status == HTTPD_FRAMING_DONE)
 		conn_handle(c);
 	else if (status != HTTPD_FRAMING_MORE)
 		conn_refuse(c, status);
@@ -444,7 +462,7 @@ static void on_accept_error(struct evconnlistener *l, void *arg)
 	evconnlistener_disable(l);
 	loop_timer_after(h->accept_timer, ACCEPT_PAUSE_US);
 	if (h->on_refused)
-		h->on_refused(h->on_refused_arg, 503);
+		h->on_refused(h->on_refused_arg, 503, NULL);
 }
 
 static void on_accept_timer(void *arg)
@@ -464,6 +482,8 @@ static void set_defaults(struct httpd_params *p)
 		p->max_header_bytes = 16 * 1024;
 	if (p->max_body_bytes == 0)
 		p->max_body_bytes = 64 * 1024;
+	if (p->max_held_bytes == 0)
+		p->max_held_bytes = 64 * p->max_body_bytes;
 	if (p->request_deadline_us == 0)
 		p->request_deadline_us = 10 * US_PER_S;
 	if (p->idle_timeout_us == 0)
@@ -541,7 +561,7 @@ int httpd_reload_tls(struct httpd *h, const char *cert_file, const char *key_fil
 	return 0;
 }
 
-void httpd_on_refused(struct httpd *h, void (*fn)(void *arg, int status), void *arg)
+void httpd_on_refused(struct httpd *h, httpd_refused_fn *fn, void *arg)
 {
 	h->on_refused = fn;
 	h->on_refused_arg = arg;
@@ -567,6 +587,13 @@ const char *httpd_query(const struct httpd_request *r)
 const char *httpd_header(const struct httpd_request *r, const char *name)
 {
 	return httpd_framing_field(&r->in, name);
+}
+
+unsigned httpd_header_count(const struct httpd_request *r, const char *name)
+{
+	unsigned n;
+	(void)httpd_framing_only(&r->in, name, &n);
+	return n;
 }
 
 const void *httpd_body(const struct httpd_request *r, size_t *n)
@@ -596,6 +623,7 @@ void httpd_reply(struct httpd_request *r, int status, const char *content_type, 
 	if (c) {
 		ALWAYS(c->state == CONN_HANDLING && c->request == r);
 		c->request = NULL;
+		conn_holds(c, 0);
 		if (r->bad_header)
 			conn_reply(c, 500, NULL, "", NULL, false);
 		else

@@ -29,6 +29,7 @@ struct httpd_params {
 	unsigned max_connections;    /* beyond it new ones wait in the kernel's queue; 0: 1024 */
 	size_t max_header_bytes;     /* 0: 16 KiB */
 	size_t max_body_bytes;	     /* 0: 64 KiB; beyond: 413 */
+	size_t max_held_bytes;	     /* of all bodies together, until they are answered; beyond: 503. 0: 64 of the largest */
 	int64_t request_deadline_us; /* first byte to last byte of a request; 0: 10 s. Three times that to take the reply */
 	int64_t idle_timeout_us;     /* kept-alive connections without a request; 0: 60 s. A new one has the request deadline */
 	const char *tls_cert_file, *tls_key_file; /* both or neither */
@@ -56,6 +57,7 @@ enum httpd_method httpd_method(const struct httpd_request *r);
 const char *httpd_path(const struct httpd_request *r);  /* raw, still percent-encoded, without the query */
 const char *httpd_query(const struct httpd_request *r); /* raw, "" when absent */
 const char *httpd_header(const struct httpd_request *r, const char *name); /* any case; NULL when absent, "" when empty */
+unsigned httpd_header_count(const struct httpd_request *r, const char *name); /* httpd_header is the first of so many */
 const void *httpd_body(const struct httpd_request *r, size_t *n);
 void httpd_peer(const struct httpd_request *r, char out[64]);
 
@@ -64,9 +66,11 @@ void httpd_reply_header(struct httpd_request *r, const char *name, const char *v
 /* Sends and releases r. The body is moved (NULL: none). 4xx framing errors never reach the handler. */
 void httpd_reply(struct httpd_request *r, int status, const char *content_type, struct buf *body);
 /*
- * For counting what httpd answered by itself (400, 408, 413, 417, 431, 501, 505), and 503 when a connection could not be
- * accepted for lack of descriptors (it waits). fn must not free the server.
+ * For counting what httpd answered by itself (400, 408, 413, 417, 431, 501, 503, 505), and for saying it in one's own JSON: what is
+ * written to `body`, of 2 KiB at most. `body` NULL: nothing is answered, a connection could not be accepted for lack of descriptors
+ * (503; it waits). fn must not free the server.
  */
-void httpd_on_refused(struct httpd *h, void (*fn)(void *arg, int status), void *arg);
+typedef void httpd_refused_fn(void *arg, int status, struct buf *body);
+void httpd_on_refused(struct httpd *h, httpd_refused_fn *fn, void *arg);
 
 #endif

@@ -149,8 +149,7 @@ static int parse_field(struct httpd_framing *p, char *line)
 	return 0;
 }
 
-/* The only field of that name; *n says how many there are. */
-static const char *only_field(const struct httpd_framing *p, const char *name, unsigned *n)
+const char *httpd_framing_only(const struct httpd_framing *p, const char *name, unsigned *n)
 {
 	const char *value = NULL;
 	*n = 0;
@@ -187,7 +186,7 @@ static bool is_host(const char *s)
 static int check_host(const struct httpd_framing *p)
 {
 	unsigned n;
-	const char *host = only_field(p, "host", &n);
+	const char *host = httpd_framing_only(p, "host", &n);
 	if (n > 1 || (n == 0 && !p->http10))
 		return 400;
 	return n == 1 && !is_host(host) ? 400 : 0;
@@ -211,7 +210,7 @@ static int check_single(const struct httpd_framing *p)
 	static const char *const names[] = { "authorization", "content-type", "content-encoding" };
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
 		unsigned n;
-		(void)only_field(p, names[i], &n);
+		(void)httpd_framing_only(p, names[i], &n);
 		if (n > 1)
 			return 400;
 	}
@@ -230,7 +229,7 @@ static int check_connection(struct httpd_framing *p)
 	p->close = close || (p->http10 && !keep);
 
 	unsigned n;
-	const char *expect = only_field(p, "expect", &n);
+	const char *expect = httpd_framing_only(p, "expect", &n);
 	if (n > 1 || (n == 1 && !str_eq_nocase(expect, strlen(expect), "100-continue")))
 		return 417;
 	p->expect_continue = n == 1 && !p->http10;
@@ -240,7 +239,7 @@ static int check_connection(struct httpd_framing *p)
 static int check_length(struct httpd_framing *p)
 {
 	unsigned n_te, n_cl;
-	const char *te = only_field(p, "transfer-encoding", &n_te), *cl = only_field(p, "content-length", &n_cl);
+	const char *te = httpd_framing_only(p, "transfer-encoding", &n_te), *cl = httpd_framing_only(p, "content-length", &n_cl);
 	if (n_te + n_cl > 1)
 		return 400;
 	if (n_te == 1) {

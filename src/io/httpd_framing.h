@@ -46,6 +46,7 @@ void httpd_framing_fini(struct httpd_framing *p);
 /* Takes bytes up to the end of the request. MORE, DONE, or the status (400 and above) to refuse it with. */
 int httpd_framing_feed(struct httpd_framing *p, const uint8_t *data, size_t n, size_t *used) MUST_USE;
 bool httpd_framing_in_body(const struct httpd_framing *p); /* the head is whole, the body is not */
-const char *httpd_framing_field(const struct httpd_framing *p, const char *name); /* NULL when absent */
+const char *httpd_framing_field(const struct httpd_framing *p, const char *name); /* the first; NULL when absent */
+const char *httpd_framing_only(const struct httpd_framing *p, const char *name, unsigned *n); /* the last of *n */
 
 #endif

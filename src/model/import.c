@@ -7,11 +7,13 @@
  */
 #include "model/import.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/jsonw.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/sys.h"
@@ -19,6 +21,7 @@
 #include "model/grant_parse.h"
 
 #define MASK "********"
+#define NUMBER_MAX 1000 /* digits or exponent; the database's limits are some way beyond */
 #define EXACT_DOUBLE 9007199254740992.0 /* 2^53 */
 
 static void problem(struct import_problems *p, const char *field, const char *fmt, ...) PRINTF_LIKE(3, 4);
@@ -194,13 +197,12 @@ static bool take_object(struct json_object *v, const char *field, struct buf *ou
 		problem(p, field, "must be an object");
 		return false;
 	}
-	size_t n;
-	const char *text = json_object_to_json_string_length(v, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &n);
-	bool fits = n <= IMPORT_SETTINGS_MAX && buf_set(out, text, n) == 0;
-	mem_wipe((void *)(uintptr_t)text, n); /* json-c's own copy, which lives as long as the tree */
-	if (!fits)
+	int rc = import_write_json(v, out);
+	if (rc == ST_RANGE)
+		problem(p, field, "holds a number that cannot be kept as it is: write it as a string");
+	else if (rc != 0)
 		problem(p, field, "is longer than %zu bytes", IMPORT_SETTINGS_MAX);
-	return fits;
+	return rc == 0;
 }
 
 static void take_members(struct json_object *o, bool with_key, struct import *out, struct import_problems *p)
@@ -239,25 +241,127 @@ int import_parse(const char *s, size_t n, bool with_key, struct import *out, str
 	return p->n == before ? 0 : ST_INVALID;
 }
 
+/* ---- JSON without json-c's own copies */
+
+struct writing {
+	struct jsonw w;
+	size_t zeros; /* that the database will write for what is short with an exponent */
+	bool lossy;
+};
+
+/* json-c keeps the text of a number that it has read, and so do we. */
+static void write_double(struct writing *x, const char *name, struct json_object *o)
+{
+	const char *text = json_object_get_userdata(o);
+	int64_t exponent = 0;
+	if (text == NULL) {
+		jsonw_double(&x->w, name, json_object_get_double(o));
+		return;
+	}
+	const char *e = strpbrk(text, "eE");
+	if (e != NULL) {
+		e += 1 + (e[1] == '+');
+		x->lossy = x->lossy || str_parse_i64(e, strlen(e), &exponent) != 0;
+	}
+	if (strlen(text) > NUMBER_MAX || exponent > NUMBER_MAX || exponent < -NUMBER_MAX)
+		x->lossy = true;
+	else
+		x->zeros += (size_t)(exponent < 0 ? -exponent : exponent);
+	jsonw_raw(&x->w, name, text, strlen(text));
+}
+
+static void write_int(struct writing *x, const char *name, struct json_object *o)
+{
+	char text[24];
+	int64_t v = json_object_get_int64(o);
+	uint64_t u = json_object_get_uint64(o);
+	x->lossy = x->lossy || v == INT64_MIN || u == UINT64_MAX;
+	int n = v < 0 ? snprintf(text, sizeof(text), "%" PRId64, v) : snprintf(text, sizeof(text), "%" PRIu64, u);
+	jsonw_raw(&x->w, name, text, (size_t)n);
+}
+
+/* The depth was bounded when the tree was read. */
+static void write_value(struct writing *x, const char *name, struct json_object *o)
+{
+	switch (json_object_get_type(o)) {
+	case json_type_null:
+		jsonw_null(&x->w, name);
+		return;
+	case json_type_boolean:
+		jsonw_bool(&x->w, name, json_object_get_boolean(o));
+		return;
+	case json_type_int:
+		write_int(x, name, o);
+		return;
+	case json_type_double:
+		write_double(x, name, o);
+		return;
+	case json_type_string:
+		jsonw_strn(&x->w, name, json_object_get_string(o), (size_t)json_object_get_string_len(o));
+		return;
+	case json_type_array:
+		jsonw_array(&x->w, name);
+		for (size_t i = 0; i < json_object_array_length(o); i++)
+			write_value(x, NULL, json_object_array_get_idx(o, i));
+		jsonw_array_end(&x->w);
+		return;
+	case json_type_object:
+		jsonw_object(&x->w, name);
+		json_object_object_foreach(o, key, v)
+			write_value(x, key, v);
+		jsonw_object_end(&x->w);
+		return;
+	}
+}
+
+int import_write_json(struct json_object *o, struct buf *out)
+{
+	struct writing x = { .zeros = 0 };
+	buf_reset(out);
+	jsonw_init(&x.w, out);
+	write_value(&x, NULL, o);
+	int rc = jsonw_end(&x.w);
+	if (rc == 0 && x.lossy)
+		rc = ST_RANGE;
+	if (rc == 0 && x.zeros > out->max - out->len)
+		rc = ST_FULL;
+	if (rc != 0)
+		buf_reset(out);
+	return rc;
+}
+
 /* ---- against the service */
+
+/* There, and not an empty string. */
+static bool is_filled(struct json_object *settings, const char *name)
+{
+	struct json_object *v;
+	return settings != NULL && given(settings, name, &v) &&
+	       (json_object_get_type(v) != json_type_string || json_object_get_string_len(v) > 0);
+}
+
+static bool holds_the_secret(const struct provider *p)
+{
+	return p->auth_type == AUTH_API_KEY || p->auth_type == AUTH_BASIC;
+}
+
+bool import_settings_complete(struct json_object *settings, const struct provider *p)
+{
+	for (size_t i = 0; i < p->required_settings.n; i++)
+		if (!is_filled(settings, p->required_settings.v[i]))
+			return false;
+	return p->required_settings.n > 0 || !holds_the_secret(p) || (settings != NULL && json_object_object_length(settings) > 0);
+}
 
 static void check_settings(const struct import *i, const struct provider *provider, struct import_problems *p)
 {
-	if (provider->required_settings.n == 0) {
-		if (!i->has_settings && provider->auth_type != AUTH_CUSTOM)
-			problem(p, "settings", "missing: with auth_type %s they hold the secret", auth_type_word(provider->auth_type));
-		return;
-	}
 	struct json_object *o = i->has_settings ? grant_parse_json(buf_str(&i->settings), i->settings.len) : NULL;
+	if (provider->required_settings.n == 0 && !import_settings_complete(o, provider))
+		problem(p, "settings", "missing: with auth_type %s they hold the secret", auth_type_word(provider->auth_type));
 	for (size_t n = 0; n < provider->required_settings.n; n++) {
-		const char *name = provider->required_settings.v[n];
-		struct json_object *v;
 		char field[72];
-		bool there = o != NULL && given(o, name, &v);
-		if (there && json_object_get_type(v) == json_type_string && json_object_get_string_len(v) == 0)
-			there = false;
-		(void)snprintf(field, sizeof(field), "settings.%s", name);
-		if (!there)
+		(void)snprintf(field, sizeof(field), "settings.%s", provider->required_settings.v[n]);
+		if (!is_filled(o, provider->required_settings.v[n]))
 			problem(p, field, "missing or empty");
 	}
 	grant_parse_free(o);
@@ -352,7 +456,7 @@ void import_plan(const struct import *i, const struct provider *p, const struct 
 
 int import_mask_settings(const char *settings_json, size_t n, const struct provider *p, struct buf *out)
 {
-	bool all = p->auth_type == AUTH_API_KEY || p->auth_type == AUTH_BASIC;
+	bool all = holds_the_secret(p);
 	struct json_object *o = grant_parse_json(settings_json, n);
 	if (o == NULL || json_object_get_type(o) != json_type_object) {
 		grant_parse_free(o);
@@ -365,9 +469,7 @@ int import_mask_settings(const char *settings_json, size_t n, const struct provi
 		bool mask = v != NULL && (all || strlist_has(&p->sensitive_settings, name));
 		(void)json_object_object_add(shown, name, mask ? json_object_new_string(MASK) : json_object_get(v));
 	}
-	size_t len;
-	const char *text = json_object_to_json_string_length(shown, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &len);
-	int rc = buf_set(out, text, len);
+	int rc = import_write_json(shown, out);
 	json_object_put(shown);
 	grant_parse_free(o);
 	return rc;

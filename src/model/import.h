@@ -72,4 +72,10 @@ void import_plan(const struct import *i, const struct provider *p, const struct 
  * sensitive, and for apiKey and basic everything. */
 int import_mask_settings(const char *settings_json, size_t n, const struct provider *p, struct buf *out) MUST_USE;
 
+/* A tree of grant_parse as compact JSON, in place of what `out` held, and with no copy of it anywhere else. ST_FULL: longer than `out` may be, and
+ * so with its numbers written out as the database does it; ST_RANGE: a number that was not kept as it came, or that the database would not take. */
+int import_write_json(struct json_object *o, struct buf *out) MUST_USE;
+/* Are the settings that the provider needs there and not empty? apiKey and basic need one at least. NULL: there are none. */
+bool import_settings_complete(struct json_object *settings_or_null, const struct provider *p);
+
 #endif

@@ -93,9 +93,11 @@ static void on_request(void *arg, struct httpd_request *r)
 		answer(r);
 }
 
-static void on_refused(void *arg, int status)
+static void on_refused(void *arg, int status, struct buf *body)
 {
 	(void)arg;
+	if (status == 408 && body != NULL)
+		ck_ok(buf_puts(body, "{\"slow\":true}"));
 	refused[n_refused++ % 8] = status;
 }
 
@@ -487,6 +489,55 @@ START_TEST(caps_of_header_and_body)
 }
 END_TEST
 
+START_TEST(bodies_of_all_connections_are_bounded)
+{
+	struct httpd_params p = params();
+	p.max_body_bytes = 1000;
+	p.max_held_bytes = 2000;
+	start(&p);
+	static char part[1000];
+	memset(part, 'a', sizeof(part));
+	for (int i = 0; i < 2; i++) {
+		say(dial(i), "POST /x HTTP/1.1\r\n" H "Content-Length: 1000\r\n\r\n");
+		transmit(&clients[i], part, 990);
+	}
+	for (int i = 0; i < 20; i++)
+		loop_once(loop, US_PER_MS);
+	ck_assert_int_eq(n_refused, 0);
+	struct client *c = dial(2);
+	say(c, "POST /x HTTP/1.1\r\n" H "Content-Length: 100\r\n\r\n");
+	transmit(c, part, 90);
+	ck_assert_int_eq(await(c), 503);
+	ck_assert_ptr_nonnull(strstr(text, "Retry-After: 1\r\n"));
+	hang_up(c);
+	hold = true; /* a body counts until it is answered */
+	transmit(&clients[0], part, 10);
+	wait_for(n_held == 1);
+	c = dial(2);
+	say(c, "POST /x HTTP/1.1\r\n" H "Content-Length: 11\r\n\r\n");
+	transmit(c, part, 11);
+	ck_assert_int_eq(await(c), 503);
+	hang_up(c);
+	hold = false;
+	answer(held[0]);
+	n_held = 0;
+	ck_assert_int_eq(await(&clients[0]), 200);
+	c = dial(2);
+	say(c, "POST /x HTTP/1.1\r\n" H "Content-Length: 1000\r\n\r\n");
+	transmit(c, part, 1000);
+	ck_assert_int_eq(await(c), 200);
+	hang_up(&clients[1]); /* what is cut off counts no longer */
+	wait_for(httpd_connections(server) == 2);
+	for (int i = 0; i < 3; i++) {
+		say(c, "POST /x HTTP/1.1\r\n" H "Content-Length: 1000\r\n\r\n");
+		transmit(c, part, 1000);
+		ck_assert_int_eq(await(c), 200);
+	}
+	hang_up(c);
+	hang_up(&clients[0]);
+}
+END_TEST
+
 /* --- answers */
 
 START_TEST(what_the_handler_sees_and_sends)
@@ -641,6 +692,8 @@ static void drip(const char *front, const char *piece, int want)
 	}
 	int64_t took = sys_mono_us() - began;
 	ck_assert_int_eq(await(c), want);
+	ck_assert_ptr_nonnull(strstr(text, "Content-Type: application/json\r\n")); /* as on_refused says it */
+	ck_assert_ptr_nonnull(strstr(text, "\r\n\r\n{\"slow\":true}"));
 	ck_assert_int_ge(took, 250 * US_PER_MS);
 	ck_assert_int_le(took, 2 * US_PER_S);
 	hang_up(c);
@@ -1057,6 +1110,7 @@ Suite *unit_suite(void)
 	unit_add(t, crafted_requests);
 	unit_add(t, framing_of_damaged_requests);
 	unit_add(t, caps_of_header_and_body);
+	unit_add(t, bodies_of_all_connections_are_bounded);
 	unit_add(t, what_the_handler_sees_and_sends);
 	unit_add(t, keep_alive_and_close);
 	unit_add(t, pipelined_requests_are_served_in_order);

@@ -8,6 +8,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "base/sys.h"
+#include "model/grant_parse.h"
 #include "model/import.h"
 
 #define NOW SYS_VIRTUAL_WALL_US
@@ -292,6 +293,65 @@ START_TEST(secret_settings_are_masked)
 }
 END_TEST
 
+START_TEST(json_is_written_as_it_came)
+{
+	static const char *const same[] = { "{}", "{\"a\":[],\"b\":{},\"c\":[null,true,false,0,-1,1.50,1e22,-2.5E-7]}",
+		"{\"big\":18446744073709551614,\"small\":-9223372036854775807}", "{\"s\":\"\\\"\\\\/\\n\\u0001\xc3\xa9\"}",
+		"{\"e\":1e-300}" };
+	static const char *const lossy[] = { "{\"a\":18446744073709551616}", "{\"a\":[-9223372036854775809]}", "{\"a\":1e-1001}",
+		"{\"a\":1e-99999999999999999999}", "{\"a\":{\"b\":123456789012345678901234567890}}" };
+	for (size_t i = 0; i < sizeof(same) / sizeof(same[0]); i++) {
+		struct buf out = BUF_INIT_SECRET(1000);
+		struct json_object *o = grant_parse_json(same[i], strlen(same[i]));
+		ck_assert_ptr_nonnull(o);
+		ck_ok(import_write_json(o, &out));
+		ck_assert_str_eq(buf_str(&out), same[i]);
+		grant_parse_free(o);
+		buf_fini(&out);
+	}
+	for (size_t i = 0; i < sizeof(lossy) / sizeof(lossy[0]); i++) {
+		struct buf out = BUF_INIT(1000);
+		struct json_object *o = grant_parse_json(lossy[i], strlen(lossy[i]));
+		ck_assert_ptr_nonnull(o);
+		ck_assert_int_eq(import_write_json(o, &out), ST_RANGE);
+		ck_assert_uint_eq(out.len, 0);
+		grant_parse_free(o);
+		buf_fini(&out);
+	}
+	/* Short as text, long where it is kept. */
+	static const char grows[] = "{\"a\":[1e300,1e300,1e300,1e-300]}";
+	struct json_object *o = grant_parse_json(grows, strlen(grows));
+	for (size_t max = 20; max < 2000; max++) {
+		struct buf out = BUF_INIT(max);
+		ck_assert_int_eq(import_write_json(o, &out), max < strlen(grows) + 1200 ? ST_FULL : 0);
+		buf_fini(&out);
+	}
+	grant_parse_free(o);
+}
+END_TEST
+
+START_TEST(settings_are_complete)
+{
+	static const struct {
+		enum auth_type type;
+		const char *required, *settings;
+		bool complete;
+	} cases[] = {
+		{ AUTH_OAUTH2, NULL, NULL, true }, { AUTH_NONE, NULL, NULL, true }, { AUTH_CUSTOM, NULL, NULL, true },
+		{ AUTH_API_KEY, NULL, NULL, false }, { AUTH_BASIC, NULL, "{}", false }, { AUTH_BASIC, NULL, "{\"u\":1}", true },
+		{ AUTH_API_KEY, "k", NULL, false }, { AUTH_API_KEY, "k", "{\"u\":1}", false }, { AUTH_OAUTH2, "k", "{\"k\":null}", false },
+		{ AUTH_OAUTH2, "k", "{\"k\":\"\"}", false }, { AUTH_OAUTH2, "k", "{\"k\":\"x\"}", true }, { AUTH_CUSTOM, "k", "{\"k\":0}", true },
+	};
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		char *names[] = { (char *)(uintptr_t)cases[i].required };
+		struct provider p = { .auth_type = cases[i].type, .required_settings = { names, cases[i].required != NULL } };
+		struct json_object *o = cases[i].settings != NULL ? grant_parse_json(cases[i].settings, strlen(cases[i].settings)) : NULL;
+		ck_assert_msg(import_settings_complete(o, &p) == cases[i].complete, "case %zu", i);
+		grant_parse_free(o);
+	}
+}
+END_TEST
+
 Suite *unit_suite(void)
 {
 	Suite *s = suite_create("import");
@@ -312,6 +372,8 @@ Suite *unit_suite(void)
 	unit_add(t, what_is_not_oauth_is_never_due);
 	unit_add(t, odd_numbers_are_judged);
 	unit_add(t, secret_settings_are_masked);
+	unit_add(t, json_is_written_as_it_came);
+	unit_add(t, settings_are_complete);
 	suite_add_tcase(s, t);
 	return s;
 }

@@ -1,0 +1,231 @@
+#!/usr/bin/env python3
+"""The Vault API where its parts meet: large bodies over TLS, forged cursors, headers given twice, changes that come together with
+others, keys that are revoked and connections that are disabled while a call waits, and settings that lack what the connector needs."""
+import base64
+import concurrent.futures
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from apiclient import connection_path
+from test_api import body_of, is_error, iso, new_key, open_vault, tokens
+from world import CLIENT_SECRET, Tap, World, wait_until
+
+PATH = connection_path("a")
+
+
+# ---------------------------------------------------------------- TLS
+
+def certificate(world):
+	crt, key = os.path.join(world.dir, "edge.crt"), os.path.join(world.dir, "edge.key")
+	subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-keyout", key,
+		"-out", crt, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], check=True, stdout=subprocess.DEVNULL,
+		stderr=subprocess.DEVNULL)
+	return crt, key
+
+
+def read_answer(s):
+	"""(status, body) of the next answer on a socket."""
+	data = b""
+	while b"\r\n\r\n" not in data:
+		more = s.recv(65536)
+		if not more:
+			return 0, data
+		data += more
+	head, body = data.split(b"\r\n\r\n", 1)
+	length = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+	while length and len(body) < length[0]:
+		body += s.recv(65536)
+	return int(head.split(b" ")[1]), body
+
+
+def large_bodies_over_tls(tap, world):
+	crt, key = certificate(world)
+	v, c = open_vault(world, "tlsbig", api={"tls": {"cert_file": crt, "key_file": key}, "rate": "unlimited"})
+	context = ssl.create_default_context(cafile=crt)
+
+	def connect():
+		s = context.wrap_socket(socket.create_connection(("127.0.0.1", v.api_port)), server_hostname="localhost")
+		s.settimeout(8)
+		return s
+
+	def post(n):
+		body = b" " * (n - 2) + b"{}"
+		return ("POST %s/import HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nx-apideck-app-id: app\r\n"
+			"x-apideck-consumer-id: c1\r\nContent-Length: %d\r\n\r\n" % (PATH, c.key, len(body))).encode() + body
+	slow = []
+	for n in (1000, 16384, 65536, 65537, 70000, 81920, 100000, 131072, 200000, 300001, 400000, 500000):
+		with connect() as s:
+			try:
+				s.sendall(post(n))
+				status = read_answer(s)[0]
+			except OSError as e:
+				status = str(e)
+		if status != 400:
+			slow.append((n, status))
+	tap.equal("bodies of every size are taken whole", slow, [])
+	with connect() as s:
+		s.sendall(post(90000) + post(120000) + post(3000))
+		tap.equal("pipelined ones are answered in order", [read_answer(s)[0] for _ in range(3)], [400, 400, 400])
+
+
+# ---------------------------------------------------------------- cursors
+
+def cursor(*parts):
+	return base64.urlsafe_b64encode(b"".join(p if isinstance(p, bytes) else p.encode() + b"\0" for p in parts)).decode().rstrip("=")
+
+
+def forged_cursors(tap, world):
+	v, c = open_vault(world, "cursors")
+	c.post(PATH + "/import", body_of(tokens(world)[0]))
+	zero = "00000000-0000-0000-0000-000000000000"
+	times = ("0", "-1", "9223372036854775807", "9223372036854775806", "-9223372036854775808", "9223372036854775000", "-9000000000000000000",
+		"253402300800000000", "9224318015999999000", "9224318016000000000", "-210866803200000000", "-210866803200000001")
+	wrong = []
+	for at in times:
+		for path, parts in (("/vault/logs", (at, zero)), ("/webhook/logs", (at, zero, "x")), ("/webhook/webhooks", (at, zero))):
+			a = c.get("%s?cursor=%s" % (path, cursor(*parts)))
+			if a.status not in (200, 400):
+				wrong.append((path, at, a))
+	odd = (b"", b"\0", b"\0\0", b"\0\0\0", b"\0\0\0\0", b"\xff\0\0\0", b"a\0b\0c", b"a\0b\0c\0d\0", b"x" * 3000 + b"\0", b"\x01\0\x02\0\x03\0",
+		"\U0010ffff\0\u0085\0\u2028\0".encode(), b"' OR 1=1 --\0\0\0")
+	for raw in odd:
+		for path in ("/vault/connections", "/vault/consumers", "/vault/logs", "/webhook/logs", "/webhook/webhooks"):
+			a = c.get("%s?cursor=%s" % (path, cursor(raw)))
+			if a.status not in (200, 400):
+				wrong.append((path, raw, a))
+	tap.equal("forged cursors are refused or lead nowhere", wrong, [])
+	for i in range(3):
+		c.but(consumer="é" * 99 + str(i)).post(PATH + "/import", body_of(tokens(world)[0]))
+	a = c.but(consumer=None).get("/vault/connections?limit=1")
+	seen, n = [], 0
+	while a.status == 200 and n < 9:
+		seen += [x["id"] for x in a.data]
+		n += 1
+		at = a.json["meta"]["cursors"]["next"]
+		if at is None:
+			break
+		a = c.but(consumer=None).get("/vault/connections?limit=1&cursor=" + at)
+	tap.equal("a cursor of the longest names is taken back", (a.status, len(seen)), (200, 4))
+
+
+# ---------------------------------------------------------------- headers
+
+def headers_given_twice(tap, world):
+	v, c = open_vault(world, "twice")
+	for name, second in (("x-apideck-app-id", "other"), ("x-apideck-consumer-id", "c2"), ("x-apideck-consumer-id", "c1")):
+		with socket.create_connection(("127.0.0.1", v.api_port)) as s:
+			s.settimeout(8)
+			lines = ["GET %s HTTP/1.1" % PATH, "Host: x"] + ["%s: %s" % x for x in c.headers().items()] + ["%s: %s" % (name.title(), second)]
+			s.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+			status, body = read_answer(s)
+		tap.equal("%s twice, the second %r" % (name, second), (status, json.loads(body)["type_name"] if status == 400 else body),
+			(400, "RequestHeadersValidationError"))
+	a = c.get(PATH, headers={"x-apideck-consumer-id": b"\xff\xfe"})
+	is_error(tap, "a consumer that is not UTF-8", a, 400, "RequestHeadersValidationError")
+	is_error(tap, "a consumer of 5,000 bytes", c.but(consumer="x" * 5000).get(PATH), 400, "RequestHeadersValidationError")
+
+
+# ---------------------------------------------------------------- numbers
+
+def numbers_that_grow(tap, world):
+	v, c = open_vault(world, "numbers")
+	good = tokens(world)[0]
+	many = {"n": [1e307] * 9000}
+	a = c.post(PATH + "/import", dict(body_of(good), metadata=many))
+	is_error(tap, "metadata whose numbers are larger written out", a, 400, "RequestValidationError")
+	a = c.post(PATH + "/import", dict(body_of(good), metadata={"x": 12345678901234567890123}))
+	is_error(tap, "a whole number that cannot be kept exactly", a, 400, "RequestValidationError")
+	for text in ("1e-99999999999999999999", "1e-20000", "0." + "0" * 20000 + "1", "-18446744073709551616", "1" + "0" * 400, "5e-324e"):
+		a = c.post(PATH + "/import", json.dumps(dict(body_of(good), metadata={"x": "NUMBER"})).replace('"NUMBER"', text).encode())
+		is_error(tap, "metadata with %.30s" % text, a, 400, "RequestValidationError")
+	kept = {"a": 18446744073709551614, "b": -9223372036854775807, "c": 1e22, "d": 1.5e-7, "e": 0.1, "f": [1, None, True, "\"\\/\u2028é\U0001f600"], "g": {}}
+	a = c.post(PATH + "/import", dict(body_of(good), metadata=kept, settings=kept))
+	tap.equal("what can be kept is kept", (a.status, a.data["metadata"], a.data["settings"]) if a.status == 200 else a, (200, kept, kept))
+	is_error(tap, "patch with such metadata", c.patch(PATH, {"metadata": many}), 400, "RequestValidationError")
+	is_error(tap, "patch with such settings", c.patch(PATH, {"settings": many}), 400, "RequestValidationError")
+	is_error(tap, "patch with such a number", c.patch(PATH, {"settings": {"x": -12345678901234567890123}}), 400, "RequestValidationError")
+	tap.equal("all is as it was", c.get(PATH).data["metadata"], kept)
+
+
+# ---------------------------------------------------------------- changes together
+
+def names_of(v):
+	return [e[0].split("connection.")[1] for e in v.events()]
+
+
+def changes_together(tap, world):
+	v, c = open_vault(world, "together")
+	path = connection_path("key")
+	tap.equal("import", c.post(path + "/import", {"settings": {"api_key": "k1"}}).data["state"], "callable")
+	a = c.patch(path, {"settings": {"api_key": None}})
+	tap.equal("without its key it is not callable", (a.data["state"], a.data["health"]), ("authorized", "missing_settings"))
+	a = c.patch(path, {"enabled": False, "settings": {"api_key": "k2"}})
+	tap.equal("mended and disabled at once", (a.status, a.data["enabled"], a.data["state"]), (200, False, "callable"))
+	tap.equal("the event says that it is disabled", names_of(v)[-1], "disabled")
+	n = len(names_of(v))
+	c.patch(path, {"enabled": True})
+	tap.equal("and that it is enabled", names_of(v)[n:], ["updated"])
+	a = c.patch(path, {"settings": {"api_key": "********"}, "metadata": {"m": 1}})
+	tap.equal("a mask that comes back changes nothing", (a.status, a.data["state"]), (200, "callable"))
+	tap.equal("an empty patch tells nothing", (c.patch(path, {}).status, len(names_of(v))), (200, n + 2))
+
+
+def settings_missing(tap, world):
+	plain = {"auth_type": "basic", "token_url": None, "client_auth": None, "rotation": None, "unified_apis": ["accounting"]}
+	v, c = open_vault(world, "missing", providers={"a": {"required_settings": ["shop"]}, "plain": plain})
+	a = c.post(PATH + "/import", body_of(tokens(world)[0]))
+	tap.equal("tokens without a required setting are taken", a.status, 200)
+	is_error(tap, "cannot be validated", c.post(PATH + "/validate"), 422, "ConnectionSettingsError")
+	a = c.patch(PATH, {"settings": {"shop": "s1"}})
+	tap.equal("the setting makes it whole", a.status, 200)
+	wait_until("callable", lambda: c.get(PATH).data["state"] == "callable", 20)
+	path = connection_path("plain")
+	is_error(tap, "basic needs settings", c.post(path + "/import", {"settings": {}}), 400, "RequestValidationError")
+	tap.equal("basic", c.post(path + "/import", {"settings": {"user": "u"}}).data["state"], "callable")
+	a = c.patch(path, {"settings": {"user": None}})
+	tap.equal("basic without any", (a.data["state"], c.post(path + "/validate").status), ("authorized", 422))
+
+
+# ---------------------------------------------------------------- while a call waits
+
+def while_a_call_waits(tap, world):
+	v, c = open_vault(world, "waits", apps=("app", "other"))
+	c.post(PATH + "/import", body_of(tokens(world)[0], issued_at=iso(-30), expires_in=100))
+	for act in ("revoke", "disable"):
+		key = new_key(v, "app")
+		reader = c.but(key=key)
+		reader.get(PATH)
+		world.sim.realm("a", delay_ms=5000)
+		with concurrent.futures.ThreadPoolExecutor(1) as pool:
+			answer = pool.submit(reader.get, PATH + "/credentials?min_ttl=79")
+			wait_until("the request to be out", lambda: world.sim.stats("a")["in_flight"] > 0)
+			if act == "revoke":
+				hashed = v.sql("SELECT encode(key_sha256, 'hex') FROM refreshd.api_key WHERE revoked_at IS NULL ORDER BY created_at DESC LIMIT 1")
+				v.sql("UPDATE refreshd.api_key SET revoked_at = now() WHERE encode(key_sha256, 'hex') = '%s'" % hashed)
+				is_error(tap, "a key that was revoked meanwhile gets no token", answer.result(), 401, "UnauthorizedError")
+			else:
+				c.patch(PATH, {"enabled": False})
+				is_error(tap, "of what was disabled meanwhile nothing is handed out", answer.result(), 422, "ConnectionSettingsError")
+		world.sim.realm("a", delay_ms=0)
+		wait_until("quiet", v.quiet)
+		c.post(PATH + "/import", body_of(tokens(world)[0], issued_at=iso(-30), expires_in=100))
+
+
+SCENARIOS = [large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+
+
+def main():
+	tap = Tap()
+	with World("edges", realms=["a:mode=strict,at_ttl=3600,client_secret=" + CLIENT_SECRET]) as world:
+		tap.run(SCENARIOS, world)
+	return tap.finish()
+
+
+if __name__ == "__main__":
+	sys.exit(main())
