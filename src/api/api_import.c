@@ -96,14 +96,16 @@ static void pending_free(void *state)
 
 typedef void end_fn(struct api_call *c, const void *arg);
 
-/* The call owns its pending: ending the one frees the other. */
+/* The call owns its pending: ending the one frees the other. The winner is the last, for `arg` may point into it. */
 static void end_all(struct pending *p, end_fn *fn, const void *arg)
 {
-	while (p != NULL) {
-		struct pending *next = p->followers;
-		fn(p->call, arg);
-		p = next;
+	struct pending *follower = p->followers;
+	while (follower != NULL) {
+		struct pending *next = follower->followers;
+		fn(follower->call, arg);
+		follower = next;
 	}
+	fn(p->call, arg);
 }
 
 static void end_with_row(struct api_call *c, const void *arg)
