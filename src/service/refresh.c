@@ -33,6 +33,9 @@ static const struct {
 	{ AT_SETTLING, AT_PERSISTING, "its statement was sent" },
 	{ AT_PERSISTING, AT_SETTLING, "the statement failed, or another has the row: again" },
 	{ AT_PERSISTING, AT_DONE, "committed, or the fence was lost" },
+	{ AT_PERSISTING, AT_MERGING, "the fence was lost, and there is a token in hand" },
+	{ AT_MERGING, AT_SETTLING, "the row still has the token that it was exchanged for" },
+	{ AT_MERGING, AT_DONE, "the row has another one, or is gone" },
 	{ AT_RELEASING, AT_DONE, "given back" },
 };
 
@@ -360,6 +363,7 @@ int refresh_new(struct loop *l, struct store *s, struct httpc *h, struct journal
 	loop_task_init(&r->drained_task, on_drained, r);
 	loop_task_init(&r->replayed_task, replay_settled, r);
 	persist_init(r);
+	merge_count_fates();
 	*out = r;
 	return 0;
 }

@@ -45,9 +45,9 @@ static void worked(struct refresh *r)
 	persist_kick(r);
 }
 
-/* Is the statement itself at fault? When the schema or our rights are gone every one of them fails, and what is to be written
+/* When the schema or our rights are gone every one of them fails, and what is to be written
  * must wait until they are back: a result that is given up then is a token lost. */
-static bool is_bug(const struct refresh *r, enum pg_class class)
+bool persist_is_bug(const struct refresh *r, enum pg_class class)
 {
 	return class == PG_CLASS_BUG && store_state(r->store) == STORE_READY;
 }
@@ -72,15 +72,20 @@ static void report(struct attempt *a, enum store_verdict verdict)
 {
 	const struct store_result *x = &a->record.result;
 	double late_s = (double)(sys_wall_us() - a->due_at) / (double)US_PER_S;
+	if (verdict == STORE_STALE) {
+		log_notice("refresh.settings_changed", K_ID(a->id), K_WORD("outcome", outcome_word(a->outcome)));
+		a->record.result.due_at = sys_wall_us();
+	}
 	if (verdict == STORE_LOST) {
 		/* Someone changed the row: have a look at once, the claim decides. */
 		a->record.result.due_at = sys_wall_us() + US_PER_S / 10;
 		log_warning("refresh.fence_lost", K_ID(a->id), K_WORD("outcome", outcome_word(a->outcome)), K_BOOL("orphaned", x->has_token));
 		return;
 	}
-	if (x->event != EVENT_NONE && a->owner->ev.outbox != NULL)
+	bool told = x->event != EVENT_NONE && verdict != STORE_STALE;
+	if (told && a->owner->ev.outbox != NULL)
 		a->owner->ev.outbox(a->owner->ev.arg);
-	if (x->reason == REASON_ROTATION_LOST && x->event == EVENT_REFRESH_FAILED) {
+	if (told && x->reason == REASON_ROTATION_LOST && x->event == EVENT_REFRESH_FAILED) {
 		metrics_inc(M_ROTATION_LOST, NULL, NULL);
 		log_error("refresh.rotation_lost", K_ID(a->id), K_PROVIDER(a->facts.service_id));
 	}
@@ -95,9 +100,17 @@ static void report(struct attempt *a, enum store_verdict verdict)
 static void finish(struct attempt *a, enum store_verdict verdict)
 {
 	FAILPOINT_IF(a->has_reply && verdict <= STORE_ALREADY, committed);
-	a->owner->unsettled--;
 	if (!a->quarantine)
 		report(a, verdict);
+	if (verdict == STORE_LOST && !a->quarantine && a->record.result.has_token)
+		attempt_merge(a);
+	else
+		attempt_finish(a);
+}
+
+void attempt_finish(struct attempt *a)
+{
+	a->owner->unsettled--;
 	if (a->seq != 0 && !a->quarantine)
 		journal_done(a->owner->journal, a->seq);
 	attempt_end(a, true);
@@ -110,7 +123,7 @@ static void on_quarantined(void *arg, int code, enum pg_class class, const enum 
 	(void)v, (void)n;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
 	r->persisting--;
-	if (code != 0 && !is_bug(r, class)) {
+	if (code != 0 && !persist_is_bug(r, class)) {
 		attempt_set_state(a, AT_SETTLING);
 		queue_push(&r->settling, a);
 		try_again(r);
@@ -131,6 +144,28 @@ static void wait_for_row(struct attempt *a)
 	queue_push(&r->busy, a);
 	if (!loop_timer_is_set(r->busy_over))
 		loop_timer_after(r->busy_over, policy_backoff_us(++r->busy_rounds, US_PER_S / 20, 2 * US_PER_S, sys_random_unit()));
+}
+
+static void on_merged(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
+{
+	struct attempt *a = arg;
+	struct refresh *r = a->owner;
+	(void)n;
+	MAGIC_CHECK(a, ATTEMPT_MAGIC);
+	r->persisting--;
+	if (code != 0 && !persist_is_bug(r, class)) {
+		attempt_set_state(a, AT_SETTLING);
+		queue_push(&r->settling, a);
+		try_again(r);
+		return;
+	}
+	if (code != 0)
+		attempt_unmergeable(a);
+	else if (v[0] == STORE_AGAIN)
+		wait_for_row(a);
+	else
+		attempt_merged(a, v[0]);
+	worked(r);
 }
 
 static void on_busy_over(void *arg)
@@ -164,7 +199,7 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 		mem_free(b);
 		return;
 	}
-	bool bug = is_bug(r, class);
+	bool bug = persist_is_bug(r, class);
 	if (r->failures_in_a_row == 0 || bug)
 		log_warning("refresh.persist_failed", K_COUNT(b->n), K_WORD("class", pg_class_word(class)));
 	if (bug && b->n == 1)
@@ -180,7 +215,8 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 static size_t gather(struct refresh *r, struct persist_batch *b)
 {
 	while (b->n < REFRESH_BATCH && r->settling.first != NULL) {
-		bool single = r->settling.first->alone || r->settling.first->quarantine;
+		const struct attempt *next = r->settling.first;
+		bool single = next->alone || next->quarantine || next->merging;
 		if (single && b->n > 0)
 			break;
 		struct attempt *a = queue_take(&r->settling);
@@ -201,6 +237,8 @@ static int send_results(struct refresh *r)
 	int e;
 	if (first->quarantine) {
 		e = store_quarantine(r->store, first->id, first->attempt_id, on_quarantined, first);
+	} else if (first->merging) {
+		e = store_merge(r->store, &first->record.result, first->attempt_id, on_merged, first);
 	} else {
 		struct store_result *v = mem_calloc(n, sizeof *v);
 		for (size_t i = 0; i < n; i++)
@@ -212,7 +250,7 @@ static int send_results(struct refresh *r)
 		r->persisting++;
 	else
 		put_back(b, false);
-	if (e != 0 || first->quarantine)
+	if (e != 0 || first->quarantine || first->merging)
 		mem_free(b);
 	return e;
 }
@@ -231,7 +269,7 @@ static void on_released(void *arg, int code, enum pg_class class, const enum sto
 	struct refresh *r = b->owner;
 	MAGIC_CHECK(r, REFRESH_MAGIC);
 	r->releases_sent--;
-	if (code != 0 && !is_bug(r, class)) {
+	if (code != 0 && !persist_is_bug(r, class)) {
 		for (size_t i = 0; i < b->n; i++)
 			queue_push(&r->releasing, b->v[i]);
 		try_again(r);
@@ -286,7 +324,7 @@ static void on_event_written(void *arg, int code, enum pg_class class, const enu
 	struct refresh *r = p->owner;
 	(void)v, (void)n;
 	p->sending = false;
-	if (code != 0 && !is_bug(r, class)) {
+	if (code != 0 && !persist_is_bug(r, class)) {
 		try_again(r);
 		return;
 	}

@@ -15,6 +15,7 @@
 	X(AT_JOURNALLING, "journalling") /* answered; the reply is on its way to the disk */   \
 	X(AT_SETTLING, "settling")     /* decided; waits for its turn to be written */         \
 	X(AT_PERSISTING, "persisting") /* in a statement that was sent */                      \
+	X(AT_MERGING, "merging")       /* the fence was lost with a token in hand: is it the live one? */ \
 	X(AT_RELEASING, "releasing")   /* nothing was sent; the claim is being given back */   \
 	X(AT_DONE, "done")
 enum attempt_state {
@@ -51,9 +52,10 @@ struct attempt {
 	bool recorded;
 	int64_t release_due_at;
 	bool quarantine; /* cannot be written: take it out of the schedule, the journal keeps the reply */
+	bool merging; /* its record is to be written over the row that was read, whoever has it */
 	bool alone; /* write it in a statement of its own: a batch with it failed */
 	bool replayed;
-	struct loop_timer *again; /* replay: the row could not be read yet */
+	struct loop_timer *again; /* the row could not be read yet */
 };
 
 struct attempt_queue {
@@ -128,12 +130,23 @@ void refresh_tell_gate(struct refresh *r, const char *provider);
 void attempt_begin(struct attempt *a, const struct store_claimed *c); /* claimed: send it, or decide without */
 /* Classify what a->reply holds, decide, queue for writing. */
 void attempt_answer(struct attempt *a);
+void attempt_classify(const struct attempt *a, struct grant_result *out);
 
 /* refresh_persist.c: everything that is written, and what is tried again */
 void persist_init(struct refresh *r);
 void persist_fini(struct refresh *r);
 void persist_kick(struct refresh *r);
+/* Is the statement itself at fault? */
+bool persist_is_bug(const struct refresh *r, enum pg_class class);
+/* Written, or nothing more can be: the journal's record is done, and it leaves our hands. */
+void attempt_finish(struct attempt *a);
 void persist_event(struct refresh *r, enum event_type type, const struct gate *g, const struct attempt *a, enum reason why);
+
+/* refresh_merge.c */
+void merge_count_fates(void);
+void attempt_merge(struct attempt *a); /* lost its fence, and its token is in orphan_token */
+void attempt_merged(struct attempt *a, enum store_verdict verdict);
+void attempt_unmergeable(struct attempt *a);
 
 /* refresh_replay.c */
 void replay_settled(void *arg);		/* the end of a replay, as a deferred call */

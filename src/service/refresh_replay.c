@@ -37,6 +37,7 @@ static void answer_from_row(struct attempt *a, const struct store_claimed *row)
 	a->opened = true;
 	a->facts.attempt_id = a->reply.attempt_id;
 	a->facts.token_version = a->reply.token_version;
+	a->facts.updated_at = a->reply.settings_at;
 	a->due_at = c.due_at;
 	a->provider = conf_provider(a->conf, a->facts.service_id);
 	a->client = a->provider != NULL ? conf_client(a->conf, a->facts.application_id, a->facts.service_id) : NULL;

@@ -55,7 +55,7 @@ static void end_gate(struct attempt *a, const struct grant_result *g)
 	refresh_tell_gate(a->owner, a->provider->key);
 }
 
-void attempt_answer(struct attempt *a)
+void attempt_classify(const struct attempt *a, struct grant_result *out)
 {
 	const struct grant_reply in = {
 		.sent = a->sent,
@@ -68,8 +68,13 @@ void attempt_answer(struct attempt *a)
 		.start_wall_us = a->reply.start_wall_us,
 		.now_wall_us = a->reply.end_wall_us,
 	};
+	grant_classify(a->provider, &in, out);
+}
+
+void attempt_answer(struct attempt *a)
+{
 	struct grant_result g;
-	grant_classify(a->provider, &in, &g);
+	attempt_classify(a, &g);
 	a->outcome = g.outcome;
 	a->answered = true;
 	bool keep_raw = a->reply.status >= 200 && a->reply.status < 300 && (g.outcome == OUTCOME_MALFORMED || g.outcome == OUTCOME_IN_DOUBT);
@@ -102,6 +107,8 @@ static void on_journalled(void *arg, int code)
 static void journal_reply(struct attempt *a)
 {
 	FAILPOINT_IF(a->reply.complete, whole_reply);
+	if (settle_uses_refresh_token(&a->facts, a->provider))
+		reply_present(&a->reply, &a->facts.refresh_token);
 	if (MUTANT(journal_off)) {
 		attempt_answer(a);
 		return;
@@ -152,6 +159,7 @@ static void on_reply(void *arg, struct httpc_reply *h)
 	memcpy(a->reply.id, a->id, 16);
 	a->reply.attempt_id = a->facts.attempt_id;
 	a->reply.token_version = a->facts.token_version;
+	a->reply.settings_at = a->facts.updated_at;
 	a->reply.complete = h->result == HTTPC_COMPLETE;
 	a->reply.status = h->status;
 	a->reply.start_wall_us = h->start_wall_us;

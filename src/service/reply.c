@@ -21,6 +21,23 @@ void reply_fini(struct reply *r)
 	buf_fini(&r->body);
 }
 
+void reply_present(struct reply *r, const struct buf *refresh_token)
+{
+	if (refresh_token->len > 0)
+		crypto_sha256(refresh_token->data, refresh_token->len, r->presented);
+	else
+		memset(r->presented, 0, sizeof r->presented);
+}
+
+bool reply_presented(const struct reply *r, const struct buf *refresh_token)
+{
+	uint8_t sum[32];
+	if (refresh_token->len == 0)
+		return false;
+	crypto_sha256(refresh_token->data, refresh_token->len, sum);
+	return crypto_equal(sum, r->presented, sizeof sum);
+}
+
 static void put64(uint8_t *p, uint64_t v)
 {
 	for (int i = 0; i < 8; i++)
@@ -51,6 +68,10 @@ static int add_bytes(struct buf *b, const void *p, size_t n)
 static int encode_plain(const struct reply *r, struct buf *plain)
 {
 	int e = add64(plain, r->token_version); /* its clear copy is not under the seal */
+	if (e == 0)
+		e = add64(plain, r->settings_at);
+	if (e == 0)
+		e = buf_append(plain, r->presented, sizeof r->presented);
 	if (e == 0)
 		e = add64(plain, r->complete ? 1 : 0);
 	if (e == 0)
@@ -103,6 +124,18 @@ static int64_t take64(struct cursor *c)
 	return v;
 }
 
+static void take_fixed(struct cursor *c, void *to, size_t n)
+{
+	if (c->left < n) {
+		c->bad = true;
+		memset(to, 0, n);
+		return;
+	}
+	memcpy(to, c->p, n);
+	c->p += n;
+	c->left -= n;
+}
+
 static const void *take_bytes(struct cursor *c, size_t max, size_t *n)
 {
 	int64_t len = take64(c);
@@ -142,6 +175,9 @@ static int decode_plain(const struct buf *plain, int64_t version, struct reply *
 	struct cursor c = { .p = plain->data, .left = plain->len };
 	if (take64(&c) != version)
 		return ST_CRYPTO;
+	int64_t settings_at = take64(&c);
+	uint8_t presented[sizeof out->presented];
+	take_fixed(&c, presented, sizeof presented);
 	bool complete = take64(&c) == 1;
 	int status = (int)take64(&c);
 	int64_t start = take64(&c), end = take64(&c);
@@ -155,6 +191,8 @@ static int decode_plain(const struct buf *plain, int64_t version, struct reply *
 	int e = buf_set(&out->body, body, n);
 	if (e != 0)
 		return e;
+	out->settings_at = settings_at;
+	memcpy(out->presented, presented, sizeof presented);
 	out->complete = complete;
 	out->status = status;
 	out->start_wall_us = start;

@@ -2,8 +2,8 @@
  * reply - one provider's answer as a journal record: written before it is parsed, read back after a crash.
  *
  * Form: 0x01 | connection id (16) | attempt id (8) | token version (8) | sealed part. Connection and attempt are the
- * associated data of the sealed part (seal: journal.reply), whose plain form is the token version again, flags, status, times,
- * content type, retry-after, body: nothing in the clear can be changed unnoticed.
+ * associated data of the sealed part (seal: journal.reply), whose plain form is the token version again, when the settings had
+ * changed last, what was presented, flags, status, times, content type, retry-after, body: nothing in the clear can be changed unnoticed.
  */
 #ifndef REFRESHD_SERVICE_REPLY_H
 #define REFRESHD_SERVICE_REPLY_H
@@ -19,6 +19,8 @@
 struct reply {
 	uint8_t id[16];
 	int64_t attempt_id, token_version;
+	int64_t settings_at;   /* the connection's updated_at when it was claimed: what the request was built from */
+	uint8_t presented[32]; /* SHA-256 of the refresh token that was presented; zeros: none was */
 	bool complete;
 	int status;
 	int64_t start_wall_us, end_wall_us;
@@ -28,6 +30,9 @@ struct reply {
 
 void reply_init(struct reply *r);
 void reply_fini(struct reply *r);
+void reply_present(struct reply *r, const struct buf *refresh_token); /* empty: none */
+/* Is this the very token that was presented? */
+bool reply_presented(const struct reply *r, const struct buf *refresh_token);
 /* Appends the record. */
 int reply_encode(const struct reply *r, struct keyring *k, struct buf *out) MUST_USE;
 /* ST_SYNTAX (no such record), ST_NO_KEY, ST_CRYPTO. `out` must be initialised. */

@@ -149,7 +149,7 @@ static struct store_result *begin(const struct settle_facts *x, struct settle_re
 	r->failures = x->failures;
 	r->first_failed_at = x->first_failed_at;
 	r->last_failed_at = x->last_failed_at;
-	r->updated_at = x->updated_at;
+	r->updated_at = r->seen_at = x->updated_at;
 	r->event = EVENT_NONE;
 	return r;
 }
@@ -291,7 +291,7 @@ static void set_times(const struct settle_facts *x, const struct conf *c, const 
 		r->due_at = now + MIN_INTERVAL_US;
 }
 
-static int settle_refreshed(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
+static int write_tokens(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
 	int64_t started_at, int64_t now, struct settle_record *out)
 {
 	struct store_result *r = &out->result;
@@ -313,6 +313,16 @@ static int settle_refreshed(const struct settle_facts *x, const struct conf *c, 
 	if (!provider_renews(p, out->refresh_token.len > 0))
 		r->due_at = r->expires_at; /* nothing to refresh with: it can only expire */
 	r->doubts = 0;
+	return 0;
+}
+
+static int settle_refreshed(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
+	int64_t started_at, int64_t now, struct settle_record *out)
+{
+	struct store_result *r = &out->result;
+	int e = write_tokens(x, c, p, g, started_at, now, out);
+	if (e != 0)
+		return e;
 	if (x->health == HEALTH_OK && x->state == CONN_CALLABLE && x->failures == 0 && x->reason == REASON_NONE)
 		return 0;
 	r->failures = 0;
@@ -442,6 +452,20 @@ int settle_answer(const struct settle_facts *x, const struct conf *c, const stru
 		break;
 	}
 	return settle_failed(x, c, p, g, now, out);
+}
+
+/* Whoever took the row over presented the old token meanwhile. Where that was refused, a strict provider may have revoked the new
+ * one as well: nothing is said before it has been tried, which is at once. */
+int settle_merge(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g,
+	int64_t started_at, int64_t now, struct settle_record *out)
+{
+	struct store_result *r = begin(x, out);
+	if (x->health != HEALTH_NEEDS_AUTH)
+		return settle_refreshed(x, c, p, g, started_at, now, out);
+	int e = write_tokens(x, c, p, g, started_at, now, out);
+	if (e == 0 && provider_renews(p, out->refresh_token.len > 0))
+		r->due_at = now;
+	return e;
 }
 
 /* ---------------------------------------------------------------- before a send */

@@ -57,6 +57,10 @@ bool settle_uses_refresh_token(const struct settle_facts *x, const struct provid
 int settle_answer(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g, int64_t started_at,
 	const struct buf *raw, int64_t now, struct settle_record *out) MUST_USE;
 
+/* An answer whose fence was lost, and whose token is known to be the newer one: like settle_answer, from the row `x` as it is now. */
+int settle_merge(const struct settle_facts *x, const struct conf *c, const struct provider *p, const struct grant_result *g, int64_t started_at,
+	int64_t now, struct settle_record *out) MUST_USE;
+
 /* What can be said without sending. */
 enum settle_verdict {
 	SETTLE_SEND,	/* go on */

@@ -82,7 +82,10 @@ static const struct pgstmt SQL_LOAD = {
  * row without a fence is `already` when it is exactly in the state that this very result would have left (the COMMIT's
  * answer was lost), else `lost`, and a token in hand becomes an orphan in the same transaction - unless the connection was
  * deleted, which means that its tokens are to be forgotten. An import voids the attempt (attempt_id 0) but leaves our lease,
- * so that nobody presents a token while we do: `x` gives that lease back. Nobody is waited
+ * so that nobody presents a token while we do: `x` gives that lease back. So does a merge, which adds one to the version; a
+ * refusal that comes behind it may have been a provider's revocation, so the merged token is to be tried at once. State and event
+ * follow from the settings that the request was made with: when these changed meanwhile, `n` finds nobody, and the row is due
+ * again now, with the new ones; its tokens are written all the same. Nobody is waited
  * for: a row that another transaction has (an import, a deletion, or this very result whose first sending is only now
  * committed) must not keep the rest of the batch. Its fence stands in the snapshot and not in `f`: `again`, because only a
  * later snapshot can tell what became of it. */
@@ -92,18 +95,23 @@ static const struct pgstmt SQL_PERSIST = {
 	" $6::smallint[], $7::boolean[], $8::bytea[], $9::bytea[], $10::bytea[], $11::bytea[], $12::timestamptz[],"
 	" $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::text[], $17::text[], $18::bytea[], $19::boolean[],"
 	" $20::text[], $21::text[], $22::text[], $23::int[], $24::timestamptz[], $25::timestamptz[], $26::timestamptz[],"
-	" $27::text[], $28::uuid[], $29::text[], $30::text[], $31::text[]) WITH ORDINALITY"
+	" $27::text[], $28::uuid[], $29::text[], $30::text[], $31::text[], $32::timestamptz[]) WITH ORDINALITY"
 	" AS t (slot, connection_id, attempt_id, token_version, due_at, doubts, has_token, access_token, refresh_token,"
 	" previous_refresh_token, captured, issued_at, expires_at, refresh_issued_at, refresh_expires_at, token_type, scope,"
 	" raw_reply, touch, state, health, reason, failures, first_failed_at, last_failed_at, updated_at, event_type, event_id,"
-	" application_id, entity_id, entity, ord)),"
+	" application_id, entity_id, entity, seen_at, ord)),"
 	" l AS MATERIALIZED (SELECT r.ord FROM refreshd.schedule s JOIN r ON s.slot = r.slot AND s.connection_id = r.connection_id"
 	" WHERE s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL"
 	" FOR NO KEY UPDATE OF s SKIP LOCKED),"
-	" f AS (UPDATE refreshd.schedule s SET due_at = r.due_at, doubts = r.doubts, lease_owner = NULL, lease_until = NULL,"
-	" sent_deadline = NULL, token_version = s.token_version + r.has_token::int FROM r JOIN l USING (ord)"
+	" n AS (UPDATE refreshd.connection c SET state = r.state, health = r.health, reason = r.reason, failures = r.failures,"
+	" first_failed_at = r.first_failed_at, last_failed_at = r.last_failed_at, updated_at = r.updated_at FROM r JOIN l USING (ord)"
+	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND r.touch AND c.updated_at = r.seen_at RETURNING r.ord),"
+	" f AS (UPDATE refreshd.schedule s SET due_at = CASE WHEN r.touch AND n.ord IS NULL THEN now() ELSE r.due_at END,"
+	" doubts = CASE WHEN r.touch AND n.ord IS NULL AND NOT r.has_token THEN greatest(s.doubts, r.doubts) ELSE r.doubts END,"
+	" lease_owner = NULL, lease_until = NULL,"
+	" sent_deadline = NULL, token_version = s.token_version + r.has_token::int FROM r JOIN l USING (ord) LEFT JOIN n USING (ord)"
 	" WHERE s.slot = r.slot AND s.connection_id = r.connection_id"
-	" RETURNING r.ord),"
+	" RETURNING r.ord, r.touch AND n.ord IS NULL AS stale),"
 	" k AS (UPDATE refreshd.credential c SET token_version = r.token_version + 1, access_token = r.access_token,"
 	" refresh_token = r.refresh_token, previous_refresh_token = r.previous_refresh_token,"
 	" captured = coalesce(r.captured, c.captured), issued_at = r.issued_at, expires_at = r.expires_at,"
@@ -111,14 +119,11 @@ static const struct pgstmt SQL_PERSIST = {
 	" token_type = coalesce(r.token_type, c.token_type), scope = coalesce(r.scope, c.scope),"
 	" refreshed_at = now(), refreshes = c.refreshes + 1 FROM r JOIN f USING (ord)"
 	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND r.has_token),"
-	" n AS (UPDATE refreshd.connection c SET state = r.state, health = r.health, reason = r.reason, failures = r.failures,"
-	" first_failed_at = r.first_failed_at, last_failed_at = r.last_failed_at, updated_at = r.updated_at FROM r JOIN f USING (ord)"
-	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND r.touch),"
 	" e AS (INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity,"
 	" reason, failures, occurred_at) SELECT r.event_id, r.application_id, r.connection_id, r.event_type, r.entity_id,"
-	" 'Connection', r.entity, nullif(r.reason, 'none'), r.failures, r.updated_at FROM r JOIN f USING (ord)"
+	" 'Connection', r.entity, nullif(r.reason, 'none'), r.failures, r.updated_at FROM r JOIN n USING (ord)"
 	" WHERE r.event_type IS NOT NULL ON CONFLICT DO NOTHING),"
-	" v AS MATERIALIZED (SELECT r.ord, CASE WHEN f.ord IS NOT NULL THEN 0"
+	" v AS MATERIALIZED (SELECT r.ord, CASE WHEN f.stale THEN 4 WHEN f.ord IS NOT NULL THEN 0"
 	" WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version + r.has_token::int AND s.lease_owner IS NULL"
 	" THEN 1 WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL"
 	" THEN 3 ELSE 2 END AS verdict, s.connection_id IS NOT NULL AS there FROM r LEFT JOIN f USING (ord)"
@@ -127,8 +132,10 @@ static const struct pgstmt SQL_PERSIST = {
 	" access_token, refresh_token) SELECT r.slot, r.connection_id, r.attempt_id, 'token', r.token_version + 1, r.issued_at,"
 	" r.expires_at, r.access_token, r.refresh_token FROM r JOIN v USING (ord) WHERE v.verdict = 2 AND v.there AND r.has_token"
 	" ON CONFLICT DO NOTHING),"
-	" x AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL FROM r JOIN v USING (ord)"
-	" WHERE v.verdict = 2 AND s.slot = r.slot AND s.connection_id = r.connection_id AND s.attempt_id = 0 AND s.lease_owner = $32),"
+	" x AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL,"
+	" due_at = CASE WHEN r.touch AND r.health = 'needs_auth' AND s.token_version = r.token_version + 1 THEN now() ELSE s.due_at END"
+	" FROM r JOIN v USING (ord)"
+	" WHERE v.verdict = 2 AND s.slot = r.slot AND s.connection_id = r.connection_id AND s.attempt_id = 0 AND s.lease_owner = $33),"
 	" w AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, raw_reply)"
 	" SELECT r.slot, r.connection_id, r.attempt_id, 'raw_reply', r.token_version, r.raw_reply FROM r JOIN v USING (ord)"
 	" WHERE v.there AND v.verdict <> 3 AND r.raw_reply IS NOT NULL ON CONFLICT DO NOTHING)"
@@ -489,6 +496,7 @@ static void add_connection_columns(struct pgargs *a, const struct store_result *
 	COLUMN(PGT_TEXT, pgargs_text(a, x->application_id));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->entity_id));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->entity));
+	COLUMN(PGT_TIME, add_time(a, x->seen_at));
 }
 
 int store_persist(struct store *s, const struct store_result *v, size_t n, store_persist_fn *fn, void *arg)

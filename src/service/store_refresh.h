@@ -82,6 +82,7 @@ struct store_result { /* pointers borrowed for the call */
 	const char *token_type, *scope; /* NULL: keep */
 	const struct buf *raw_reply;	/* sealed; kept as an orphan of kind raw_reply (malformed 2xx); NULL: none */
 	bool touch;	 /* state, health ... changed */
+	int64_t seen_at; /* the connection's updated_at that they follow from */
 	enum conn_state state;
 	enum conn_health health;
 	enum reason reason;
@@ -94,7 +95,8 @@ struct store_result { /* pointers borrowed for the call */
 };
 #define STORE_VERDICT_LIST(X) \
 	X(STORE_APPLIED, "applied") X(STORE_ALREADY, "already") X(STORE_LOST, "lost") \
-	X(STORE_AGAIN, "again") /* nothing was done: another transaction has the row at this moment; send it again */
+	X(STORE_AGAIN, "again") /* nothing was done: another transaction has the row at this moment; send it again */ \
+	X(STORE_STALE, "stale") /* applied, but for the state and its event: the settings changed meanwhile; due now */
 enum store_verdict {
 #define X(id, word) id,
 	STORE_VERDICT_LIST(X)
@@ -103,6 +105,15 @@ enum store_verdict {
 /* Verdicts in the order of v, when code is 0. */
 typedef void store_persist_fn(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n);
 int store_persist(struct store *s, const struct store_result *v, size_t n, store_persist_fn *fn, void *arg) MUST_USE;
+
+/*
+ * Writes a token whose fence was lost over the one that the row has: x is settled from the row as store_load gave it, so its attempt
+ * and version are the row's; `orphan` is the attempt that brought the token. Any attempt that is out is voided, as by an import, and
+ * the orphan is resolved. One verdict: LOST means that the row has changed since it was read.
+ */
+int store_merge(struct store *s, const struct store_result *x, int64_t orphan, store_persist_fn *fn, void *arg) MUST_USE;
+/* The orphan is not wanted any more: resolved with a word, and kept. */
+int store_close_orphan(struct store *s, const uint8_t id[16], int64_t orphan, const char *resolution, store_persist_fn *fn, void *arg) MUST_USE;
 
 /* Gives back claims that were not sent; due_at 0 keeps the row's own, and so does an import that voided the attempt. Rows whose
  * lease is not ours any more are left alone. Verdict AGAIN: another transaction has the row, perhaps the very claim. */

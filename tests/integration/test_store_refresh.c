@@ -37,7 +37,7 @@ static struct told { /* the answer to one call */
 	int code;
 	size_t n;
 	enum store_verdict verdict, verdict2; /* of rows 0 and 1 */
-	int64_t attempt_id, token_version;
+	int64_t attempt_id, token_version, updated_at;
 	int doubts;
 } first, second;
 
@@ -122,7 +122,7 @@ static void setup(void)
 	if (!migrated)
 		ck_assert_msg(migrations_apply(other, &from, &f) == 0, "%s", f.text);
 	migrated = true;
-	sql("TRUNCATE refreshd.connection, refreshd.credential, refreshd.schedule, refreshd.orphan_token, refreshd.instance");
+	sql("TRUNCATE refreshd.connection, refreshd.credential, refreshd.schedule, refreshd.orphan_token, refreshd.instance, refreshd.event CASCADE");
 	sql("INSERT INTO refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type,"
 	    " state, health, created_at, updated_at) VALUES (0, '00000000-0000-0000-0000-0000000000a1', 'app', 'c', 'crm', 'sim',"
 	    " 'oauth2', 'callable', 'ok', now(), now());"
@@ -155,6 +155,7 @@ static void on_claimed(void *arg, int code, enum pg_class class, const struct st
 		t->attempt_id = v[0].attempt_id;
 		t->token_version = v[0].token_version;
 		t->doubts = v[0].doubts;
+		t->updated_at = v[0].updated_at;
 	}
 }
 
@@ -197,6 +198,7 @@ static void send_result(const struct told *claimed, bool has_token, struct told 
 		.touch = true,
 		.state = CONN_CALLABLE,
 		.updated_at = sys_wall_us(),
+		.seen_at = claimed->updated_at,
 		.application_id = "app",
 	};
 	memcpy(r.id, id, sizeof r.id);
@@ -207,6 +209,71 @@ static void send_result(const struct told *claimed, bool has_token, struct told 
 	ck_ok(store_persist(store, &r, 1, on_verdict, to));
 	buf_fini(&access);
 	buf_fini(&refresh);
+}
+
+/* A result that ends the connection. */
+static enum store_verdict refuse(const struct told *claimed)
+{
+	struct store_result r = {
+		.attempt_id = claimed->attempt_id,
+		.token_version = claimed->token_version,
+		.due_at = TIME_NEVER,
+		.touch = true,
+		.state = CONN_INVALID,
+		.health = HEALTH_NEEDS_AUTH,
+		.reason = REASON_INVALID_GRANT,
+		.failures = 1,
+		.updated_at = sys_wall_us(),
+		.seen_at = claimed->updated_at,
+		.event = EVENT_REFRESH_FAILED,
+		.event_id = { 7 },
+		.application_id = "app",
+		.entity_id = "app+c",
+		.entity = "{}",
+	};
+	memcpy(r.id, id, sizeof r.id);
+	ck_ok(store_persist(store, &r, 1, on_verdict, &first));
+	return await(&first).verdict;
+}
+
+static struct told load(void)
+{
+	ck_ok(store_load(store, id, on_claimed, &first));
+	return await(&first);
+}
+
+/* The orphan of `of`, over the row as `row` says it was. */
+static enum store_verdict merge(const struct told *row, int64_t of, const char *token)
+{
+	struct buf access, refresh;
+	buf_init(&access, 100);
+	buf_init(&refresh, 100);
+	ck_ok(buf_append(&access, "A", 1));
+	ck_ok(buf_append(&refresh, token, strlen(token)));
+	struct store_result r = {
+		.attempt_id = row->attempt_id,
+		.token_version = row->token_version,
+		.due_at = sys_wall_us() + 3600 * US_PER_S,
+		.has_token = true,
+		.access_token = &access,
+		.refresh_token = &refresh,
+		.issued_at = sys_wall_us(),
+		.expires_at = sys_wall_us() + 7200 * US_PER_S,
+		.touch = true,
+		.state = CONN_CALLABLE,
+		.updated_at = sys_wall_us(),
+		.seen_at = row->updated_at,
+		.event = EVENT_REFRESH_RECOVERED,
+		.event_id = { 9 },
+		.application_id = "app",
+		.entity_id = "app+c",
+		.entity = "{}",
+	};
+	memcpy(r.id, id, sizeof r.id);
+	ck_ok(store_merge(store, &r, of, on_verdict, &first));
+	buf_fini(&access);
+	buf_fini(&refresh);
+	return await(&first).verdict;
 }
 
 static enum store_verdict persist(const struct told *claimed, bool has_token)
@@ -282,6 +349,137 @@ START_TEST(an_import_that_commits_while_a_result_waits_gets_its_lease_back)
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL AND lease_until IS NULL AND attempt_id = 0"), 1);
 	ck_assert_int_eq(persist(&c, true), STORE_LOST);
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token"), 1);
+}
+END_TEST
+
+/* Its lease runs for another daemon: its answer came late, and is in the orphans. */
+static struct told taken_over(void)
+{
+	struct told c = claim();
+	sql("UPDATE refreshd.schedule SET attempt_id = 5, lease_owner = -1, doubts = 1");
+	ck_assert_int_eq(persist(&c, true), STORE_LOST);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token WHERE resolved_at IS NULL AND kind = 'token'"), 1);
+	return c;
+}
+
+START_TEST(a_merge_writes_the_token_voids_the_other_attempt_and_resolves_the_orphan)
+{
+	struct told c = taken_over(), row = load();
+	ck_assert_int_eq(row.attempt_id, 5);
+	ck_assert_int_eq(merge(&row, c.attempt_id, "M"), STORE_APPLIED);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.credential WHERE token_version = 2 AND refresh_token = 'M' AND refreshes = 1"
+				" AND expires_at > now()"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE token_version = 2 AND attempt_id = 0 AND doubts = 0"
+				" AND lease_owner = -1 AND lease_until > now() AND due_at > now()"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token WHERE resolution = 'merged' AND resolved_at IS NOT NULL"
+				" AND refresh_token IS NOT NULL"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.event WHERE event_type LIKE '%recovered'"), 1);
+	/* Sent once more after its answer was lost. */
+	ck_assert_int_eq(merge(&row, c.attempt_id, "M"), STORE_ALREADY);
+	ck_assert_int_eq(number("SELECT token_version FROM refreshd.credential"), 2);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.event"), 1);
+}
+END_TEST
+
+START_TEST(a_merge_over_a_row_that_changed_since_it_was_read_does_nothing)
+{
+	struct told c = taken_over(), row = load();
+	import();
+	ck_assert_int_eq(merge(&row, c.attempt_id, "M"), STORE_LOST);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.credential WHERE refresh_token = 'i' AND token_version = 100"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token WHERE resolved_at IS NULL"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.event"), 0);
+	sql("BEGIN; SELECT 1 FROM refreshd.schedule FOR UPDATE");
+	row = load();
+	ck_assert_int_eq(merge(&row, c.attempt_id, "M"), STORE_AGAIN);
+	sql("COMMIT");
+}
+END_TEST
+
+START_TEST(a_lease_that_is_over_does_not_outlive_a_merge)
+{
+	struct told c = taken_over(), row;
+	sql("UPDATE refreshd.schedule SET lease_until = now() - interval '1 s'");
+	row = load();
+	ck_assert_int_eq(merge(&row, c.attempt_id, "M"), STORE_APPLIED);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL AND lease_until IS NULL"), 1);
+}
+END_TEST
+
+START_TEST(a_merge_behind_a_change_of_settings_leaves_the_state)
+{
+	struct told c = taken_over(), row = load();
+	sql("UPDATE refreshd.connection SET health = 'pending_refresh', updated_at = updated_at + interval '1 s'");
+	ck_assert_int_eq(merge(&row, c.attempt_id, "M"), STORE_STALE);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.credential WHERE refresh_token = 'M' AND token_version = 2"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE due_at <= now()"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.connection WHERE health = 'pending_refresh'"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.event"), 0);
+}
+END_TEST
+
+START_TEST(an_orphan_that_is_laid_aside_is_kept)
+{
+	struct told c = taken_over();
+	ck_ok(store_close_orphan(store, id, c.attempt_id, "superseded", on_verdict, &first));
+	(void)await(&first);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.orphan_token WHERE resolution = 'superseded' AND refresh_token IS NOT NULL"), 1);
+}
+END_TEST
+
+START_TEST(a_refusal_behind_a_merge_gives_its_lease_back_and_the_new_token_is_tried)
+{
+	struct told c = claim(), row = load();
+	row.attempt_id = c.attempt_id;
+	ck_assert_int_eq(merge(&row, 1234, "M"), STORE_APPLIED); /* what another daemon had got before */
+	sql("DELETE FROM refreshd.event");
+	ck_assert_int_eq(refuse(&c), STORE_LOST);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.connection WHERE state = 'callable' AND health = 'ok'"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL AND due_at <= now()"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.event"), 0);
+	/* An import brings a token of its own, which a refusal of the old one says nothing about. */
+	c = claim();
+	import();
+	ck_assert_int_eq(refuse(&c), STORE_LOST);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL AND due_at = '2030-01-01'"), 1);
+}
+END_TEST
+
+START_TEST(a_result_of_older_settings_leaves_state_and_event_and_is_due_now)
+{
+	for (int has_token = 0; has_token < 2; has_token++) {
+		sql("UPDATE refreshd.schedule SET due_at = now() - interval '1 s'");
+		struct told c = claim();
+		sql("UPDATE refreshd.connection SET health = 'pending_refresh', updated_at = updated_at + interval '1 s'");
+		ck_assert_int_eq(has_token ? persist(&c, true) : refuse(&c), STORE_STALE);
+		ck_assert_int_eq(number("SELECT count(*) FROM refreshd.connection WHERE state = 'callable' AND health = 'pending_refresh'"), 1);
+		ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL AND due_at <= now()"), 1);
+		ck_assert_int_eq(number("SELECT count(*) FROM refreshd.event"), 0);
+		ck_assert_int_eq(number("SELECT token_version FROM refreshd.credential"), 1 + has_token);
+	}
+	struct told c = claim();
+	ck_assert_int_eq(refuse(&c), STORE_APPLIED);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.connection WHERE health = 'needs_auth'"), 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.event"), 1);
+}
+END_TEST
+
+/* The change commits between the statement's snapshot and its look at the row. */
+START_TEST(a_change_of_settings_that_commits_while_a_result_waits_is_seen)
+{
+	struct told c = claim();
+	sql("BEGIN; UPDATE refreshd.connection SET updated_at = updated_at + interval '1 s'");
+	struct told *t = &second;
+	struct store_result r = {
+		.attempt_id = c.attempt_id, .token_version = c.token_version, .due_at = TIME_NEVER, .touch = true, .state = CONN_INVALID,
+		.health = HEALTH_NEEDS_AUTH, .updated_at = sys_wall_us(), .seen_at = c.updated_at,
+	};
+	memcpy(r.id, id, sizeof r.id);
+	ck_ok(store_persist(store, &r, 1, on_verdict, t));
+	wait_for("the result to wait", is_blocked, NULL);
+	sql("COMMIT");
+	ck_assert_int_eq(await(t).verdict, STORE_STALE);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.connection WHERE state = 'callable'"), 1);
 }
 END_TEST
 
@@ -387,6 +585,14 @@ Suite *unit_suite(void)
 	tcase_set_timeout(c, 60);
 	unit_add(c, a_result_that_is_sent_again_while_the_first_still_commits_is_no_orphan);
 	unit_add(c, a_release_is_told_when_the_claim_is_still_committing);
+	unit_add(c, a_merge_writes_the_token_voids_the_other_attempt_and_resolves_the_orphan);
+	unit_add(c, a_merge_over_a_row_that_changed_since_it_was_read_does_nothing);
+	unit_add(c, a_lease_that_is_over_does_not_outlive_a_merge);
+	unit_add(c, a_merge_behind_a_change_of_settings_leaves_the_state);
+	unit_add(c, an_orphan_that_is_laid_aside_is_kept);
+	unit_add(c, a_refusal_behind_a_merge_gives_its_lease_back_and_the_new_token_is_tried);
+	unit_add(c, a_result_of_older_settings_leaves_state_and_event_and_is_due_now);
+	unit_add(c, a_change_of_settings_that_commits_while_a_result_waits_is_seen);
 	unit_add(c, an_import_that_commits_while_a_result_waits_gets_its_lease_back);
 	unit_add(c, a_connection_that_is_deleted_while_a_result_waits_leaves_nothing);
 	unit_add(c, a_row_that_another_holds_does_not_keep_the_rest_of_the_batch);

@@ -26,6 +26,7 @@ struct answer { /* one callback that is due in a later turn */
 	struct store_claimed *claimed;
 	enum store_verdict *verdicts;
 	struct store_due *due;
+	uint8_t *sealed; /* as it was when the row was read */
 };
 
 struct store {
@@ -62,6 +63,7 @@ static void run_answer(void *arg)
 	mem_free(a->claimed);
 	mem_free(a->verdicts);
 	mem_free(a->due);
+	mem_free(a->sealed);
 	mem_free(a);
 }
 
@@ -148,6 +150,7 @@ struct fake_row *fake_store_add(struct store *s, const char *application, const 
 	(void)snprintf(r->consumer, sizeof r->consumer, "%s", consumer);
 	(void)snprintf(r->service, sizeof r->service, "%s", service);
 	r->version = 100;
+	r->updated_at = 1;
 	r->due_at = due_at;
 	r->expires_at = expires_at;
 	r->issued_at = sys_wall_us();
@@ -231,6 +234,7 @@ void fake_store_import(struct store *s, struct fake_row *r, const char *token, i
 {
 	r->version = sys_wall_us() > r->version ? sys_wall_us() : r->version + 1;
 	r->imports++;
+	fake_store_change(r);
 	r->attempt = 0; /* the lease stays: a request may be out */
 	r->due_at = due_at;
 	r->issued_at = sys_wall_us();
@@ -242,6 +246,29 @@ void fake_store_import(struct store *s, struct fake_row *r, const char *token, i
 	r->reason = REASON_NONE;
 	r->previous_len = 0;
 	seal_into(s, SEAL_REFRESH_TOKEN, r, r->version, token, r->refresh, &r->refresh_len);
+}
+
+void fake_store_change(struct fake_row *r)
+{
+	r->updated_at = sys_wall_us() > r->updated_at ? sys_wall_us() : r->updated_at + 1;
+}
+
+void fake_store_merge(struct store *s, struct fake_row *r, const char *token, int64_t due_at)
+{
+	r->version++;
+	r->attempt = 0; /* the lease stays: a request may be out */
+	r->doubts = 0;
+	r->due_at = due_at;
+	r->previous_len = 0;
+	seal_into(s, SEAL_REFRESH_TOKEN, r, r->version, token, r->refresh, &r->refresh_len);
+}
+
+void fake_store_take_over(struct fake_row *r, int64_t lease_us)
+{
+	r->doubts += r->owner != 0 && r->attempt != 0;
+	r->attempt = 1;
+	r->owner = 1;
+	r->lease_until = sys_wall_us() + lease_us;
 }
 
 enum store_state store_state(const struct store *s)
@@ -390,7 +417,8 @@ static void describe(const struct fake_row *r, struct store_claimed *c)
 	c->health = r->health;
 	c->reason = r->reason;
 	c->failures = r->failures;
-	c->created_at = c->updated_at = 1;
+	c->created_at = 1;
+	c->updated_at = r->updated_at;
 	c->first_failed_at = r->first_failed_at;
 	c->last_failed_at = r->last_failed_at;
 	c->issued_at = r->issued_at;
@@ -456,6 +484,10 @@ int store_load(struct store *s, const uint8_t id[16], store_claim_fn *fn, void *
 	} else if (r != NULL) {
 		describe(r, a->claimed);
 		a->n = 1;
+		a->sealed = mem_alloc(sizeof r->refresh);
+		memcpy(a->sealed, r->refresh, sizeof r->refresh);
+		if (a->claimed->refresh_token != NULL)
+			a->claimed->refresh_token = a->sealed;
 	}
 	return 0;
 }
@@ -467,6 +499,32 @@ static void copy_sealed(const struct buf *from, uint8_t *to, size_t *n)
 	*n = from != NULL ? from->len : 0;
 	if (*n > 0)
 		memcpy(to, from->data, *n);
+}
+
+static void write_tokens(const struct store_result *x, struct fake_row *r)
+{
+	r->version++;
+	r->refreshes++;
+	r->issued_at = x->issued_at;
+	r->refresh_issued_at = x->refresh_issued_at;
+	r->refresh_expires_at = x->refresh_expires_at;
+	r->expires_at = x->expires_at;
+	copy_sealed(x->access_token, r->access, &r->access_len);
+	copy_sealed(x->refresh_token, r->refresh, &r->refresh_len);
+	copy_sealed(x->previous_refresh_token, r->previous, &r->previous_len);
+}
+
+static void write_state(const struct store_result *x, struct fake_row *r)
+{
+	r->state = x->state;
+	r->health = x->health;
+	r->reason = x->reason;
+	r->failures = x->failures;
+	r->first_failed_at = x->first_failed_at;
+	r->last_failed_at = x->last_failed_at;
+	r->updated_at = x->updated_at;
+	if (x->event != EVENT_NONE && r->n_events < sizeof r->events / sizeof *r->events)
+		r->events[r->n_events++] = x->event;
 }
 
 static enum store_verdict persist_one(const struct store *s, const struct store_result *x, struct fake_row *r)
@@ -483,35 +541,91 @@ static enum store_verdict persist_one(const struct store *s, const struct store_
 			r->orphans++;
 			r->orphan_attempt = x->attempt_id;
 		}
-		if (r->attempt == 0 && r->owner == s->epoch) /* an import came in between: its lease was ours */
+		if (r->attempt == 0 && r->owner == s->epoch) { /* an import or a merge came in between: its lease was ours */
 			r->owner = r->lease_until = 0;
+			if (x->touch && x->health == HEALTH_NEEDS_AUTH && r->version == x->token_version + 1)
+				r->due_at = sys_wall_us();
+		}
 		return STORE_LOST;
 	}
-	r->due_at = x->due_at;
-	r->doubts = x->doubts;
+	bool stale = x->touch && r->updated_at != x->seen_at;
+	r->due_at = stale ? sys_wall_us() : x->due_at;
+	if (!stale || x->has_token || x->doubts > r->doubts)
+		r->doubts = x->doubts;
 	r->owner = r->lease_until = 0;
-	if (x->has_token) {
-		r->version++;
-		r->refreshes++;
-		r->issued_at = x->issued_at;
-		r->refresh_issued_at = x->refresh_issued_at;
-		r->refresh_expires_at = x->refresh_expires_at;
-		r->expires_at = x->expires_at;
-		copy_sealed(x->access_token, r->access, &r->access_len);
-		copy_sealed(x->refresh_token, r->refresh, &r->refresh_len);
-		copy_sealed(x->previous_refresh_token, r->previous, &r->previous_len);
+	if (x->has_token)
+		write_tokens(x, r);
+	if (x->touch && !stale)
+		write_state(x, r);
+	return stale ? STORE_STALE : STORE_APPLIED;
+}
+
+static enum store_verdict merge_one(const struct store_result *x, int64_t orphan, struct fake_row *r)
+{
+	if (r->attempt != x->attempt_id || r->version != x->token_version)
+		return r->merged_attempt == orphan ? STORE_ALREADY : STORE_LOST;
+	bool stale = x->touch && r->updated_at != x->seen_at;
+	r->due_at = stale ? sys_wall_us() : x->due_at;
+	r->doubts = 0;
+	r->attempt = 0;
+	if (r->lease_until <= sys_wall_us())
+		r->owner = r->lease_until = 0;
+	write_tokens(x, r);
+	if (x->touch && !stale)
+		write_state(x, r);
+	r->merges++;
+	r->merged_attempt = orphan;
+	return stale ? STORE_STALE : STORE_APPLIED;
+}
+
+/* One row, with the troubles of store_persist. */
+static struct answer *one_answer(struct store *s, store_persist_fn *fn, void *arg, bool *execute)
+{
+	struct answer *a = answer_new(s, run_persist, arg);
+	SET_FN(a, fn);
+	a->verdicts = mem_calloc(1, sizeof *a->verdicts);
+	a->n = 1;
+	*execute = s->writable;
+	if (!s->writable) {
+		a->code = ST_UNAVAILABLE;
+		a->class = PG_CLASS_CONNECTION;
+	} else if (s->fail_persist > 0) {
+		s->fail_persist--;
+		*execute = s->persist_executed;
+		a->code = ST_UNAVAILABLE;
+		a->class = s->persist_class;
+	} else if (s->disturbed > 0) {
+		s->disturbed--;
+		*execute = false;
+		a->verdicts[0] = STORE_AGAIN;
 	}
-	if (x->touch) {
-		r->state = x->state;
-		r->health = x->health;
-		r->reason = x->reason;
-		r->failures = x->failures;
-		r->first_failed_at = x->first_failed_at;
-		r->last_failed_at = x->last_failed_at;
-	}
-	if (x->event != EVENT_NONE && r->n_events < sizeof r->events / sizeof *r->events)
-		r->events[r->n_events++] = x->event;
-	return STORE_APPLIED;
+	return a;
+}
+
+int store_merge(struct store *s, const struct store_result *x, int64_t orphan, store_persist_fn *fn, void *arg)
+{
+	if (s->closed)
+		return ST_CLOSED;
+	s->counts.merges++;
+	bool execute;
+	struct answer *a = one_answer(s, fn, arg, &execute);
+	struct fake_row *r = find(s, x->id);
+	if (execute)
+		a->verdicts[0] = r != NULL ? merge_one(x, orphan, r) : STORE_LOST;
+	return 0;
+}
+
+int store_close_orphan(struct store *s, const uint8_t id[16], int64_t orphan, const char *resolution, store_persist_fn *fn, void *arg)
+{
+	if (s->closed)
+		return ST_CLOSED;
+	(void)orphan, (void)resolution;
+	bool execute;
+	(void)one_answer(s, fn, arg, &execute);
+	struct fake_row *r = find(s, id);
+	if (execute && r != NULL)
+		r->closed++;
+	return 0;
 }
 
 int store_persist(struct store *s, const struct store_result *v, size_t n, store_persist_fn *fn, void *arg)

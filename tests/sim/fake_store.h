@@ -25,11 +25,13 @@ struct fake_row {
 	int failures;
 	int64_t first_failed_at, last_failed_at, issued_at, expires_at, refresh_issued_at, refresh_expires_at;
 	int64_t raw_attempt, orphan_attempt; /* the last that left one */
+	int64_t merged_attempt;
 	char scope[32]; /* "": unknown */
 	bool enabled, current;
 	uint8_t access[2048], refresh[2048], previous[2048]; /* sealed */
 	size_t access_len, refresh_len, previous_len;
-	int refreshes, imports, orphans, raws;
+	int64_t updated_at;
+	int refreshes, imports, orphans, raws, merges, closed; /* orphans: all that were left; merges, closed: those that were resolved */
 	enum event_type events[16];
 	unsigned n_events;
 };
@@ -42,6 +44,13 @@ void fake_store_reopen(struct store *s);
 void fake_store_set_delay(struct store *s, int64_t us); /* from a statement, which is executed at once, to its answer */
 /* Newer tokens from outside: voids an attempt, leaves its lease. */
 void fake_store_import(struct store *s, struct fake_row *r, const char *token, int64_t due_at, int64_t expires_at);
+
+/* Somebody changes its settings. */
+void fake_store_change(struct fake_row *r);
+/* Another daemon merges a token that it had got before. */
+void fake_store_merge(struct store *s, struct fake_row *r, const char *token, int64_t due_at);
+/* Another daemon has it: its lease ended unnoticed by us. Its claim counts the doubt. */
+void fake_store_take_over(struct fake_row *r, int64_t lease_us);
 
 /* A callable connection whose refresh token is "rt-<consumer>-0". */
 struct fake_row *fake_store_add(struct store *s, const char *application, const char *consumer, const char *service, int64_t due_at,
@@ -61,7 +70,7 @@ void fake_store_disturb(struct store *s, unsigned n);
 void fake_store_poison(struct store *s, const uint8_t id[16]);
 
 struct fake_store_counts {
-	unsigned polls, claims, claimed_rows, persists, persisted_rows, releases, quarantines, loads, provider_events, biggest_batch;
+	unsigned polls, claims, claimed_rows, persists, persisted_rows, releases, quarantines, loads, merges, provider_events, biggest_batch;
 	enum event_type last_provider_event;
 	char last_provider_reason[32];
 };

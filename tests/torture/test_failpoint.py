@@ -112,14 +112,15 @@ def mutants(tap, world):
 	tap.equal("journal_off: killed after the commit", v.wait(30), -signal.SIGKILL)
 	tap.equal("journal_off: without a record", v.ctl("journal", "list").stdout.splitlines()[-1], "0 open, 0 done")
 
-	# The row is taken over while our request is out: what we were told must not be written, unless the fence is off.
+	# The row gets another token while our request is out: what we were told must not be written, unless the fence is off.
 	for name, env in (("fenced", {"FAILPOINT": "committed:9"}), ("unfenced", {"MUTANT": "fence_off"})):
 		world.sim.realm(name, mode="strict", at_ttl=3600, auth="basic", client_secret=w.CLIENT_SECRET, delay_ms=1500)
 		v = world.vault(name, {name: {}})
 		import_due(v, world.sim.mint(name, 1))
 		end_with(v, **env)
 		wait_until("the request", lambda: v.count("refreshd.schedule WHERE lease_owner IS NOT NULL") == 1, 20)
-		v.sql("UPDATE refreshd.schedule SET attempt_id = 1, lease_owner = -1, lease_until = now() + interval '1 hour'")
+		v.sql("UPDATE refreshd.schedule SET attempt_id = 1, lease_owner = -1, lease_until = now() + interval '1 hour', token_version = token_version + 7;"
+			" UPDATE refreshd.credential SET token_version = token_version + 7")
 		wait_until("the result", lambda: v.count("refreshd.credential WHERE refreshes = 1") + v.count("refreshd.orphan_token") == 1, 20)
 		tap.equal("%s: written over the other's attempt" % name, v.count("refreshd.credential WHERE refreshes = 1"), int(name == "unfenced"))
 
