@@ -355,6 +355,7 @@ class Vault:
 		self.conf_file = os.path.join(self.dir, "refreshd.yaml")
 		self.state_dir = os.path.join(self.dir, "state")
 		self.proc = None
+		self.program = None  # another build than REFRESHD
 		self.dbname = "v_" + re.sub(r"[^a-z0-9]", "_", name)
 		self.keyring = "k1 %s\n" % base64.b64encode(os.urandom(32)).decode()
 		self.secret_file = self.write("client-secret", CLIENT_SECRET + "\n")
@@ -443,7 +444,7 @@ class Vault:
 
 	def start(self, ready=True, timeout_s=30):
 		with open(self.log_file, "ab") as log:
-			self.proc = subprocess.Popen(["setpriv", "--pdeathsig", "KILL"] + self.wrap + [REFRESHD, "-c", self.conf_file],
+			self.proc = subprocess.Popen(["setpriv", "--pdeathsig", "KILL"] + self.wrap + [self.program or REFRESHD, "-c", self.conf_file],
 				env=clean_env(), cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 		if ready:
 			self.wait_ready(timeout_s)

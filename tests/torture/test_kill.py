@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""kill -9 at random moments, and at each named point of a refresh, under load, again and again; then the judge. TAP on stdout.
+
+With a grace window nothing may be lost. With strict rotation a connection may be lost only between the provider's rotation and our
+journal: that window is physics, and its width is printed. What was in the journal must be in the database.
+TORTURE=long for 2,000 kills at random and 200 at each point; TORTURE_KILLS and TORTURE_POINT_KILLS for other numbers.
+"""
+import os
+import signal
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import scene
+import world as w
+from scene import Fleet, pause
+
+KILLS = int(os.environ.get("TORTURE_KILLS") or (2000 if scene.LONG else 16))
+POINT_KILLS = int(os.environ.get("TORTURE_POINT_KILLS") or (200 if scene.LONG else 3))
+POINTS = ("before_intent", "after_intent", "sent", "half_reply", "whole_reply", "journalled", "committed", "before_webhook")
+# A connection is lost for good with strict rotation: a new set of them comes after so many deaths, or there would be none left to lose.
+KILLS_A_FLEET = 250
+
+
+def at_random(tap, world, mode, kills):
+	left, part = kills, 0
+	while left > 0:
+		part, now = part + 1, min(left, KILLS_A_FLEET)
+		left -= now
+		fleet = Fleet(world, "random-%s-%d" % (mode, part), mode)
+		fleet.start()
+		for _ in range(now):
+			pause(fleet.rng.uniform(0.02, 1.2))
+			fleet.stumble()
+			fleet.kill(fleet.first)
+			fleet.first.start()
+		fleet.quiesce()
+		replayed = sum(x["count"] for x in fleet.first.logged("daemon.replayed"))
+		fleet.judge(tap, "kill -9 at random", now)
+		tap.check("the kills found work under way (%d replies replayed)" % replayed, replayed > 0 or now < 10, replayed)
+
+
+def at_points(tap, world, mode, kills):
+	for point in POINTS:
+		fleet = Fleet(world, "%s-%s" % (point.replace("_", "-"), mode), mode, program=scene.TORTURED, connections=60, life_s=6, delay_ms=5, jitter_ms=20)
+		v, empty = fleet.first, 0
+		for _ in range(kills):
+			fleet.stumble(2)
+			if point == "half_reply":  # so that the body is really not there yet
+				world.sim.fault(fleet.realm, "drip", n=2, every=2, arg=2)
+			v.wrap = ["env", "REFRESHD_FAILPOINT=%s:%d" % (point, fleet.rng.randint(1, 25))]
+			since = scene.now_us()
+			v.start(ready=False)
+			code = v.wait(60)
+			fleet.died(v, since, point=point)
+			if code != -signal.SIGKILL:
+				tap.equal("%s: killed there" % point, code, -signal.SIGKILL)
+				return
+			empty += point in ("journalled", "committed") and not fleet.spans[-1]["journal"]
+		v.wrap = []
+		v.start()
+		fleet.quiesce()
+		tap.scenario = "%s, %s" % (point, mode)
+		fleet.judge(tap, "kill -9 at " + point, kills)
+		tap.equal("an answer that was journalled is in the journal", empty, 0)
+
+
+def random_grace(tap, world):
+	at_random(tap, world, "grace", KILLS // 2)
+
+
+def random_strict(tap, world):
+	at_random(tap, world, "strict", KILLS - KILLS // 2)
+
+
+def points_strict(tap, world):
+	at_points(tap, world, "strict", POINT_KILLS - POINT_KILLS // 3)
+
+
+def points_grace(tap, world):
+	at_points(tap, world, "grace", POINT_KILLS // 3)
+
+
+def main():
+	tap = w.Tap()
+	with w.World("kill") as world:
+		tap.run([random_grace, random_strict, points_strict, points_grace], world)
+	return tap.finish()
+
+
+if __name__ == "__main__":
+	sys.exit(main())
