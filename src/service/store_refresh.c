@@ -162,12 +162,15 @@ static const struct pgstmt SQL_QUARANTINE = {
 	"UPDATE refreshd.schedule SET due_at = 'infinity'"
 	" WHERE slot = $1 AND connection_id = $2 AND attempt_id = $3 AND lease_owner IS NOT NULL",
 };
+/* The webhooks that were being delivered as well: at least once is promised, and nobody is to wait for the lease of the dead. */
 static const struct pgstmt SQL_RECOVER = {
 	"refresh_recover",
-	"WITH i AS (UPDATE refreshd.instance SET former_epochs = '{}' WHERE name = $1 AND epoch = $2 RETURNING name)"
+	"WITH i AS (UPDATE refreshd.instance SET former_epochs = '{}' WHERE name = $1 AND epoch = $2 RETURNING name),"
+	" f AS MATERIALIZED (SELECT former_epochs FROM refreshd.instance WHERE name = $1 AND epoch = $2),"
+	" d AS (UPDATE refreshd.delivery SET lease_until = now() FROM f WHERE done_at IS NULL AND lease_until > now()"
+	" AND lease_owner = ANY (f.former_epochs))"
 	" UPDATE refreshd.schedule SET lease_owner = $2, lease_until = least(lease_until, now()) FROM i"
-	" WHERE due_at < 'infinity' AND due_at <= now() + interval '1 hour'"
-	" AND lease_owner = ANY (ARRAY(SELECT unnest(former_epochs) FROM refreshd.instance WHERE name = $1 AND epoch = $2))",
+	" WHERE due_at < 'infinity' AND due_at <= now() + interval '1 hour' AND lease_owner = ANY (ARRAY(SELECT unnest(former_epochs) FROM f))",
 };
 static const struct pgstmt SQL_EVENT = {
 	"refresh_event",

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import select
 import signal
 import statistics
 import sys
@@ -68,6 +69,19 @@ def pause(seconds):
 	"""Lets the load run: a wait for a moment, not for a condition."""
 	moment = time.monotonic() + seconds
 	wait_until("the moment", lambda: time.monotonic() > moment, seconds + 60)
+
+
+def ended(v, timeout_s):
+	"""Waits for the process to end by itself, without polling: when it died is measured. The exit code."""
+	fd = os.pidfd_open(v.proc.pid)
+	try:
+		waiting = select.poll()
+		waiting.register(fd, select.POLLIN)
+		if not waiting.poll(timeout_s * 1000):
+			raise TimeoutError("%s has not ended in %d s" % (v.name, timeout_s))
+	finally:
+		os.close(fd)
+	return v.wait()
 
 
 def rows_of(v, text):
@@ -180,15 +194,14 @@ class Fleet:
 		self.spans.append(s)
 		return s
 
-	def died(self, v, since, **more):
+	def died(self, v, since, to, **more):
 		"""The process is gone and reaped: what its journal has is read before anybody starts on it."""
-		to = now_us()
 		self.span("death", v, since, journal=journal_of(v)[0], **more)["to_us"] = to
 
 	def kill(self, v):
 		since = now_us()
 		v.kill()
-		self.died(v, since)
+		self.died(v, since, now_us())
 
 	def stop(self, v):
 		"""SIGSTOP; returns the span, which is open until cont()."""
@@ -226,7 +239,9 @@ class Fleet:
 		e = evidence(self.world.sim, self.vaults, self.realm, self.mode, self.spans, now, self.lease_us, self.realm, self.revoked)
 		keep(e, self.realm)
 		verdict = j.judge(e)
-		report(verdict, tap, fault, self.mode, runs, again_after(e)) if show else None
+		if show:
+			report(verdict, tap, fault, self.mode, runs, again_after(e))
+		self.world.vaults = [v for v in self.world.vaults if v not in self.vaults or v.alive()]
 		return verdict
 
 
