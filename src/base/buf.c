@@ -110,6 +110,12 @@ static bool is_inside(const struct buf *b, const void *p)
 
 int buf_append(struct buf *b, const void *p, size_t n)
 {
+	if (n > 0 && n <= room_left(b) && n < b->cap - b->len) {
+		memmove(b->data + b->len, p, n);
+		b->len += n;
+		b->data[b->len] = '\0';
+		return 0;
+	}
 	bool inside = is_inside(b, p);
 	size_t offset = inside ? (size_t)((const uint8_t *)p - b->data) : 0;
 

@@ -69,9 +69,11 @@ static size_t plain_run(const uint8_t *p, size_t n)
 	size_t i = 0;
 
 	while (i < n) {
-		if (p[i] < 0x20 || p[i] == '"' || p[i] == '\\')
+		while (i < n && p[i] >= 0x20 && p[i] < 0x80 && p[i] != '"' && p[i] != '\\')
+			i++;
+		if (i == n || p[i] < 0x80)
 			break;
-		size_t len = p[i] < 0x80 ? 1 : str_utf8_char(p + i, n - i);
+		size_t len = str_utf8_char(p + i, n - i);
 		if (len == 0)
 			break;
 		i += len;

@@ -412,6 +412,10 @@ bool str_is_utf8(const void *p, size_t n)
 	const uint8_t *b = p;
 
 	for (size_t i = 0, len; i < n; i += len) {
+		uint64_t eight;
+		len = 8;
+		if (n - i >= 8 && (memcpy(&eight, b + i, 8), (eight & UINT64_C(0x8080808080808080)) == 0))
+			continue; /* ASCII */
 		len = str_utf8_char(b + i, n - i);
 		if (len == 0)
 			return false;
