@@ -313,8 +313,14 @@ static void on_error(struct pgconn *c, struct pgtx *t, const PGresult *res)
 	}
 	if (t->preparing && t->cursor < t->n)
 		prepared_forget(c, &t->stmts[t->cursor]);
-	if (pgerror_is_fatal(res))
+	if (pgerror_is_fatal(res) || pgerror_is_pooler(res))
 		memcpy(c->ended_with, sqlstate, sizeof(c->ended_with));
+	/* PgBouncer's own last words, when it lost its server or let us wait too long: it says nothing of any
+	 * statement, and what was sent may have been committed. */
+	if (pgerror_is_pooler(res)) {
+		break_connection(c, "the connection pooler ended the session");
+		return;
+	}
 	if (t->failed)
 		return;
 	t->failed = true;

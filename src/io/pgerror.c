@@ -78,6 +78,14 @@ bool pgerror_is_fatal(const struct pg_result *res)
 	return severity != NULL && (strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0);
 }
 
+/* Every server since 9.6 says its severity twice, the second time untranslated; PgBouncer does not. */
+bool pgerror_is_pooler(const struct pg_result *res)
+{
+	const char *sqlstate = PQresultErrorField(res, PG_DIAG_SQLSTATE);
+	return sqlstate != NULL && strcmp(sqlstate, "08P01") == 0 &&
+	       (pgerror_is_fatal(res) || PQresultErrorField(res, PG_DIAG_SEVERITY_NONLOCALIZED) == NULL);
+}
+
 void pgerror_line(const char *message, char *out, size_t room)
 {
 	size_t n = 0;

@@ -19,6 +19,8 @@ enum pg_class pgerror_class(const char *sqlstate); /* never PG_CLASS_OK; "" coun
 void pgerror_read(const struct pg_result *res, char sqlstate[6], char constraint[64], char table[64]);
 /* The session is over after this error: severity FATAL or PANIC. */
 bool pgerror_is_fatal(const struct pg_result *res);
+/* PgBouncer ended the session by itself, and does not know what became of any statement. */
+bool pgerror_is_pooler(const struct pg_result *res);
 
 /* libpq's message as one line of printable characters, white space folded; cut to fit. */
 void pgerror_line(const char *message, char *out, size_t room);
