@@ -25,6 +25,8 @@ static const struct {
 	{ AT_CLAIMING, AT_SENDING, "claimed, and everything needed is at hand" },
 	{ AT_CLAIMING, AT_SETTLING, "claimed, and decided without a request" },
 	{ AT_CLAIMING, AT_RELEASING, "claimed, and nothing can be sent now" },
+	{ AT_CLAIMING, AT_REFUSED, "the claim of this row alone fails by a fault that is no outage" },
+	{ AT_REFUSED, AT_DONE, "its pause is over" },
 	{ AT_LOADING, AT_SETTLING, "the row of a journalled reply is known" },
 	{ AT_LOADING, AT_DONE, "its connection is gone" },
 	{ AT_SENDING, AT_JOURNALLING, "answered" },
@@ -239,6 +241,7 @@ void attempt_release(struct attempt *a, int64_t due_at)
 
 struct batch {
 	struct refresh *owner;
+	struct batch *next;
 	size_t n;
 	struct store_want want[REFRESH_BATCH];
 };
@@ -255,19 +258,97 @@ static void fail_batch(struct batch *b, enum pg_class class)
 	}
 }
 
+/* ---- one row that makes its claim fail, as a damaged page does, must not keep the others of its batch */
+
+#define REFUSED_MAX 64
+#define REFUSED_PAUSE_US (5 * 60 * US_PER_S)
+
+static void end_refused(struct refresh *r, int64_t until_us)
+{
+	while (r->refused.first != NULL && r->refused.first->again_us <= until_us)
+		attempt_end(queue_take(&r->refused), false);
+	if (r->refused.first != NULL)
+		loop_timer_at(r->refused_over, r->refused.first->again_us);
+	else
+		loop_timer_stop(r->refused_over);
+}
+
+static void on_refused_over(void *arg)
+{
+	end_refused(arg, sys_mono_us());
+}
+
+/* It stays in our hands for a pause, so that it is not asked for with every poll. */
+static void refuse(struct refresh *r, const uint8_t id[16])
+{
+	struct attempt *a = attempt_find(r, id);
+	ALWAYS(a != NULL);
+	attempt_drop_gate(a);
+	attempt_set_state(a, AT_REFUSED);
+	leave_flight(a);
+	log_error("refresh.claim_refused", K_ID(id), K_TEXT("hint", "its row cannot be read or written; it is left alone for five minutes"));
+	a->again_us = sys_mono_us() + REFUSED_PAUSE_US;
+	queue_push(&r->refused, a);
+	end_refused(r, r->draining ? INT64_MAX : 0);
+}
+
+static void send_claim(struct refresh *r, struct batch *b);
+
+static struct batch *part_of(const struct batch *b, size_t from, size_t n)
+{
+	struct batch *part = mem_alloc(sizeof *part);
+	part->owner = b->owner;
+	part->n = n;
+	memcpy(part->want, b->want + from, n * sizeof *part->want);
+	return part;
+}
+
+/* True when it was taken care of: halved until the row that is at fault is alone. */
+static bool take_apart(struct batch *b, enum pg_class class)
+{
+	struct refresh *r = b->owner;
+	if (class != PG_CLASS_BUG || store_state(r->store) != STORE_READY || r->refused.n >= REFUSED_MAX)
+		return false;
+	if (b->n == 1) {
+		refuse(r, b->want[0].id);
+		return true;
+	}
+	struct batch *second = part_of(b, b->n / 2, b->n - b->n / 2);
+	struct batch *first = part_of(b, 0, b->n / 2);
+	second->next = r->claims;
+	first->next = second;
+	r->claims = first;
+	return true;
+}
+
+static void next_claim(struct refresh *r)
+{
+	struct batch *b = r->claims;
+	if (b != NULL) {
+		r->claims = b->next;
+		send_claim(r, b);
+		return;
+	}
+	r->claiming = false;
+	refresh_tell_gate(r, NULL);
+}
+
 static void on_claimed(void *arg, int code, enum pg_class class, const struct store_claimed *v, size_t n)
 {
 	struct batch *b = arg;
 	struct refresh *r = b->owner;
 	MAGIC_CHECK(r, REFRESH_MAGIC);
-	r->claiming = false;
-	refresh_tell_gate(r, NULL);
 	if (code != 0) {
 		log_warning("refresh.claim_failed", K_COUNT(b->n), K_WORD("class", pg_class_word(class)));
-		fail_batch(b, class);
+		if (!take_apart(b, class))
+			fail_batch(b, class);
 		mem_free(b);
+		next_claim(r);
 		return;
 	}
+	bool more = r->claims != NULL;
+	if (!more)
+		next_claim(r);
 	for (size_t i = 0; i < n; i++) {
 		struct attempt *a = attempt_find(r, v[i].id);
 		ALWAYS(a != NULL && a->state == AT_CLAIMING);
@@ -281,6 +362,25 @@ static void on_claimed(void *arg, int code, enum pg_class class, const struct st
 			attempt_end(a, false);
 	}
 	mem_free(b);
+	if (more)
+		next_claim(r);
+}
+
+static void send_claim(struct refresh *r, struct batch *b)
+{
+	r->claiming = true;
+	FAILPOINT(before_intent);
+	int e = store_claim(r->store, b->want, b->n, r->conf->refresh.lease_us, r->conf->refresh.timeout_us, on_claimed, b);
+	if (e == 0)
+		return;
+	fail_batch(b, PG_CLASS_UNKNOWN); /* by the release queue: no callback from inside this call */
+	mem_free(b);
+	while ((b = r->claims) != NULL) {
+		r->claims = b->next;
+		fail_batch(b, PG_CLASS_UNKNOWN);
+		mem_free(b);
+	}
+	r->claiming = false;
 }
 
 bool refresh_has(struct refresh *r, const uint8_t id[16])
@@ -308,14 +408,7 @@ void refresh_claim(struct refresh *r, const struct refresh_want *v, size_t n)
 		w->due_at = v[i].due_at;
 		w->takeover_us = v[i].takeover_us;
 	}
-	r->claiming = true;
-	FAILPOINT(before_intent);
-	int e = store_claim(r->store, b->want, b->n, r->conf->refresh.lease_us, r->conf->refresh.timeout_us, on_claimed, b);
-	if (e != 0) {
-		r->claiming = false;
-		fail_batch(b, PG_CLASS_UNKNOWN); /* by the release queue: no callback from inside this call */
-		mem_free(b);
-	}
+	send_claim(r, b);
 }
 
 /* ---------------------------------------------------------------- life */
@@ -346,6 +439,7 @@ void refresh_drain(struct refresh *r, loop_fn *fn, void *arg)
 	r->draining = true;
 	r->drained = fn;
 	r->drained_arg = arg;
+	end_refused(r, INT64_MAX);
 	refresh_check_idle(r);
 }
 
@@ -362,6 +456,7 @@ int refresh_new(struct loop *l, struct store *s, struct httpc *h, struct journal
 	r->ev = *ev;
 	loop_task_init(&r->drained_task, on_drained, r);
 	loop_task_init(&r->replayed_task, replay_settled, r);
+	r->refused_over = loop_timer_new(l, on_refused_over, r);
 	persist_init(r);
 	merge_count_fates();
 	*out = r;
@@ -377,6 +472,12 @@ void refresh_free(struct refresh *r)
 		while (r->hand[b] != NULL)
 			attempt_free(r->hand[b]);
 	}
+	while (r->claims != NULL) {
+		struct batch *next = r->claims->next;
+		mem_free(r->claims);
+		r->claims = next;
+	}
+	loop_timer_free(r->refused_over);
 	persist_fini(r);
 	replay_fini(r);
 	loop_undefer(r->loop, &r->drained_task);

@@ -4,7 +4,8 @@
  * Results leave in batches of one statement; while one is on its way the next fills up by itself. A batch that failed for the
  * database's sake goes back to the front of the queue and is tried again with backoff; persist is idempotent, so an
  * unknown COMMIT is simply sent again. A batch that failed for our own sake (a bug) is taken apart until the one row that
- * cannot be written is alone, and that row leaves the schedule instead of looping.
+ * cannot be written is alone, and that row leaves the schedule instead of looping; one whose rows others keep locked is taken
+ * apart too, so that they wait alone.
  */
 #include "service/refresh_priv.h"
 
@@ -202,9 +203,16 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 	bool bug = persist_is_bug(r, class);
 	if (r->failures_in_a_row == 0 || bug)
 		log_warning("refresh.persist_failed", K_COUNT(b->n), K_WORD("class", pg_class_word(class)));
+	if (class == PG_CLASS_RETRY && b->n == 1) {
+		wait_for_row(b->v[0]);
+		worked(r);
+		mem_free(b);
+		return;
+	}
 	if (bug && b->n == 1)
 		b->v[0]->quarantine = true;
-	put_back(b, bug);
+	/* Locks and time-outs that last: one row is enough to keep a batch, so each goes by itself. */
+	put_back(b, bug || (class == PG_CLASS_RETRY && r->failures_in_a_row > 0));
 	if (bug)
 		persist_kick(r);
 	else

@@ -17,6 +17,7 @@
 	X(AT_PERSISTING, "persisting") /* in a statement that was sent */                      \
 	X(AT_MERGING, "merging")       /* the fence was lost with a token in hand: is it the live one? */ \
 	X(AT_RELEASING, "releasing")   /* nothing was sent; the claim is being given back */   \
+	X(AT_REFUSED, "refused")       /* its claim fails by a fault that is no outage: left alone for a pause */ \
 	X(AT_DONE, "done")
 enum attempt_state {
 #define X(id, word) id,
@@ -54,6 +55,7 @@ struct attempt {
 	bool quarantine; /* cannot be written: take it out of the schedule, the journal keeps the reply */
 	bool merging; /* its record is to be written over the row that was read, whoever has it */
 	bool alone; /* write it in a statement of its own: a batch with it failed */
+	int64_t again_us; /* mono; refused: when the pause is over */
 	bool replayed;
 	struct loop_timer *again; /* the row could not be read yet */
 };
@@ -97,6 +99,9 @@ struct refresh {
 	unsigned failures_in_a_row; /* of writing to the database */
 	struct pending_event *events;
 	bool draining, claiming;
+	struct batch *claims; /* the parts of one that failed, still to be sent */
+	struct attempt_queue refused; /* the one whose pause ends first in front */
+	struct loop_timer *refused_over;
 	loop_fn *drained;
 	void *drained_arg;
 	struct loop_task drained_task;

@@ -40,9 +40,9 @@ struct store {
 	struct answer *open;
 	unsigned fail_persist, fail_claim;
 	enum pg_class persist_class, claim_class;
-	bool persist_executed, claim_executed, poisoned;
+	bool persist_executed, claim_executed, poisoned, claim_poisoned;
 	unsigned disturbed;
-	uint8_t poison[16];
+	uint8_t poison[16], claim_poison[16];
 	struct fake_store_counts counts;
 };
 
@@ -323,6 +323,13 @@ void fake_store_poison(struct store *s, const uint8_t id[16])
 	memcpy(s->poison, id, 16);
 }
 
+void fake_store_poison_claim(struct store *s, const uint8_t id[16])
+{
+	s->claim_poisoned = id != NULL;
+	if (id != NULL)
+		memcpy(s->claim_poison, id, 16);
+}
+
 void fake_store_disturb(struct store *s, unsigned n)
 {
 	s->disturbed = n;
@@ -455,13 +462,16 @@ int store_claim(struct store *s, const struct store_want *v, size_t n, int64_t l
 	struct answer *a = answer_new(s, run_claim, arg);
 	SET_FN(a, fn);
 	a->claimed = mem_calloc(n, sizeof *a->claimed);
-	bool fails = s->fail_claim > 0 || !s->writable;
+	bool bug = false;
+	for (size_t i = 0; i < n && s->claim_poisoned; i++)
+		bug = bug || memcmp(v[i].id, s->claim_poison, 16) == 0;
+	bool fails = s->fail_claim > 0 || !s->writable || bug;
 	if (fails) {
 		a->code = ST_UNAVAILABLE;
-		a->class = s->fail_claim > 0 ? s->claim_class : PG_CLASS_CONNECTION;
+		a->class = s->fail_claim > 0 ? s->claim_class : bug && s->writable ? PG_CLASS_BUG : PG_CLASS_CONNECTION;
 		s->fail_claim -= s->fail_claim > 0;
 	}
-	for (size_t i = 0; i < n && (!fails || (s->writable && s->claim_executed)); i++)
+	for (size_t i = 0; i < n && !bug && (!fails || (s->writable && s->claim_executed)); i++)
 		claim_one(s, a, &v[i], lease_us);
 	s->counts.claimed_rows += (unsigned)a->n;
 	if (fails)

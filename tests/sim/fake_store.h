@@ -68,6 +68,8 @@ void fake_store_fail_claim(struct store *s, unsigned n, enum pg_class class, boo
 void fake_store_disturb(struct store *s, unsigned n);
 /* A persist that contains this row fails as our own bug. */
 void fake_store_poison(struct store *s, const uint8_t id[16]);
+/* The same of a claim; NULL: no more. */
+void fake_store_poison_claim(struct store *s, const uint8_t id[16]);
 
 struct fake_store_counts {
 	unsigned polls, claims, claimed_rows, persists, persisted_rows, releases, quarantines, loads, merges, provider_events, biggest_batch;

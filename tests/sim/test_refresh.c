@@ -1044,6 +1044,45 @@ START_TEST(row_that_cannot_be_written_does_not_hold_up_the_others)
 }
 END_TEST
 
+START_TEST(row_that_cannot_be_claimed_does_not_hold_up_the_others)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r[20];
+	const struct conn_key k = { .application_id = "app", .consumer_id = "m7", .unified_api = "accounting", .service_id = "sim" };
+	uint8_t id[16];
+	conn_id_of(&k, id);
+	fake_store_poison_claim(w->store, id);
+	add_many(w, r, 20);
+	fake_loop_run_for(w->loop, SECONDS(5));
+	for (int i = 0; i < 20; i++)
+		ck_assert_int_eq(r[i]->refreshes, i != 7);
+	ck_assert(refresh_has(w->refresh, r[7]->id)); /* nobody asks for it for a while */
+	ck_assert_uint_eq(refresh_in_flight(w->refresh), 0);
+	ck_assert_uint_le(fake_store_counts(w->store)->claims, 12);
+	fake_store_poison_claim(w->store, NULL);
+	fake_loop_run_for(w->loop, MINUTES(5));
+	ck_assert(!refresh_has(w->refresh, r[7]->id));
+	ck_assert(world_claim(w, r[7]));
+	world_settle(w);
+	ck_assert_int_eq(r[7]->refreshes, 1);
+	world_end(w);
+}
+END_TEST
+
+START_TEST(row_that_others_keep_locked_waits_alone)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r[20];
+	fake_store_fail_persist(w->store, 2, PG_CLASS_RETRY, false);
+	add_many(w, r, 20);
+	fake_loop_run_for(w->loop, SECONDS(5));
+	for (int i = 0; i < 20; i++)
+		ck_assert_int_eq(r[i]->refreshes, 1);
+	ck_assert_uint_ge(fake_store_counts(w->store)->persists, 20); /* after the second refusal each by itself */
+	world_end(w);
+}
+END_TEST
+
 START_TEST(quarantine_waits_for_the_database)
 {
 	struct world *w = start(STRICT);
@@ -1135,6 +1174,23 @@ START_TEST(drain_finishes_what_is_out_and_releases_what_is_not)
 }
 END_TEST
 
+START_TEST(row_that_cannot_be_claimed_does_not_hold_up_the_end)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r[3];
+	const struct conn_key k = { .application_id = "app", .consumer_id = "m1", .unified_api = "accounting", .service_id = "sim" };
+	uint8_t id[16];
+	conn_id_of(&k, id);
+	fake_store_poison_claim(w->store, id);
+	add_many(w, r, 3);
+	fake_loop_run_for(w->loop, SECONDS(5));
+	refresh_drain(w->refresh, on_drained, w);
+	fake_loop_run_for(w->loop, SECONDS(1));
+	ck_assert(w->drained);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(drain_of_nothing_is_told_in_a_later_turn)
 {
 	struct world *w = start(STRICT);
@@ -1198,6 +1254,9 @@ Suite *unit_suite(void)
 	unit_add(t, import_during_a_refusal_is_not_marked);
 	unit_add(t, results_that_come_together_are_written_together);
 	unit_add(t, row_that_cannot_be_written_does_not_hold_up_the_others);
+	unit_add(t, row_that_cannot_be_claimed_does_not_hold_up_the_others);
+	unit_add(t, row_that_cannot_be_claimed_does_not_hold_up_the_end);
+	unit_add(t, row_that_others_keep_locked_waits_alone);
 	unit_add(t, quarantine_waits_for_the_database);
 	unit_add(t, long_outage_with_answers_in_hand_loses_and_repeats_nothing);
 	unit_add(t, unwritten_answers_count_against_the_limit);
