@@ -151,6 +151,13 @@ class PgCluster:
 			return False
 		return len(lines) > 7 and lines[0].strip() == str(self.proc.pid) and lines[7].strip() in ("ready", "standby")
 
+	def kill_backend(self, pid):
+		"""SIGKILL to one session: the postmaster ends all of them and recovers as after a crash. Returns when it has."""
+		ready = "database system is ready to accept connections"
+		before = self.log_text().count(ready)
+		os.kill(pid, signal.SIGKILL)
+		wait_until("the server to be back after a crash", lambda: self.log_text().count(ready) > before, 60)
+
 	# --- replication
 
 	def follow(self, primary, afresh=True):
