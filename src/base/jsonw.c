@@ -85,6 +85,15 @@ static void put_string(struct jsonw *w, const char *s, size_t n)
 {
 	const uint8_t *p = (const uint8_t *)s;
 
+	if (w->error != ST_FULL && plain_run(p, n) == n && buf_reserve(w->out, n + 2) == 0) {
+		uint8_t *at = w->out->data + w->out->len;
+		at[0] = '"';
+		if (n > 0)
+			memcpy(at + 1, p, n);
+		at[n + 1] = '"';
+		buf_added(w->out, n + 2);
+		return;
+	}
 	put(w, "\"", 1);
 	for (size_t i = 0; i < n;) {
 		size_t run = plain_run(p + i, n - i);
@@ -102,9 +111,30 @@ static void put_string(struct jsonw *w, const char *s, size_t n)
 	put(w, "\"", 1);
 }
 
+/* The comma and a key that is as plain as nearly all are, in one go. False: not done. */
+static bool begin_plain(struct jsonw *w, const char *key)
+{
+	size_t n = strlen(key);
+
+	if (w->error == ST_FULL || plain_run((const uint8_t *)key, n) < n || buf_reserve(w->out, n + 4) != 0)
+		return false;
+	uint8_t *at = w->out->data + w->out->len;
+	if (w->comma)
+		*at++ = ',';
+	*at++ = '"';
+	memcpy(at, key, n);
+	at[n] = '"';
+	at[n + 1] = ':';
+	buf_added(w->out, n + (w->comma ? 4 : 3));
+	w->comma = true;
+	return true;
+}
+
 /* What stands before every value: the comma and the key. */
 static void begin(struct jsonw *w, const char *key)
 {
+	if (key != NULL && begin_plain(w, key))
+		return;
 	if (w->comma)
 		put(w, ",", 1);
 	w->comma = true;

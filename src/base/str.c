@@ -407,15 +407,52 @@ size_t str_utf8_char(const void *p, size_t n)
 	return len;
 }
 
+/* ---- eight bytes at a time: each of the tests has the high bit set in some byte if any byte fits */
+
+#define EACH(byte) (UINT64_C(0x0101010101010101) * (byte))
+
+static uint64_t eight_at(const uint8_t *b)
+{
+	uint64_t x;
+
+	memcpy(&x, b, sizeof(x));
+	return x;
+}
+
+static uint64_t any_below(uint64_t x, uint8_t limit) /* limit at most 0x80 */
+{
+	return (x - EACH(limit)) & ~x & EACH(0x80);
+}
+
+static uint64_t any_equal(uint64_t x, uint8_t c)
+{
+	return any_below(x ^ EACH(c), 1);
+}
+
+size_t str_json_run(const void *p, size_t n)
+{
+	const uint8_t *b = p;
+	size_t i = 0;
+
+	while (n - i >= 8) {
+		uint64_t x = eight_at(b + i);
+		if ((any_below(x, 0x20) | any_equal(x, '"') | any_equal(x, '\\')) != 0)
+			break;
+		i += 8;
+	}
+	while (i < n && b[i] >= 0x20 && b[i] != '"' && b[i] != '\\')
+		i++;
+	return i;
+}
+
 bool str_is_utf8(const void *p, size_t n)
 {
 	const uint8_t *b = p;
 
 	for (size_t i = 0, len; i < n; i += len) {
-		uint64_t eight;
 		len = 8;
-		if (n - i >= 8 && (memcpy(&eight, b + i, 8), (eight & UINT64_C(0x8080808080808080)) == 0))
-			continue; /* ASCII */
+		if (n - i >= 8 && (eight_at(b + i) & EACH(0x80)) == 0)
+			continue;
 		len = str_utf8_char(b + i, n - i);
 		if (len == 0)
 			return false;
@@ -426,8 +463,14 @@ bool str_is_utf8(const void *p, size_t n)
 bool str_is_vschar(const void *p, size_t n)
 {
 	const uint8_t *b = p;
+	size_t i = 0;
 
-	for (size_t i = 0; i < n; i++) {
+	for (; n - i >= 8; i += 8) {
+		uint64_t x = eight_at(b + i);
+		if (((x & EACH(0x80)) | any_below(x, 0x20) | any_equal(x, 0x7f)) != 0)
+			return false;
+	}
+	for (; i < n; i++) {
 		if (b[i] < 0x20 || b[i] > 0x7e)
 			return false;
 	}

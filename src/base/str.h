@@ -58,6 +58,7 @@ int str_percent_decode(struct buf *out, const char *p, size_t n, bool plus) MUST
 
 size_t str_utf8_char(const void *p, size_t n);	/* bytes of the UTF-8 character at p, 0 when it is not valid */
 bool str_is_utf8(const void *p, size_t n);	/* RFC 3629: no surrogates, no overlong forms */
+size_t str_json_run(const void *p, size_t n); /* bytes from p on that a JSON string holds as they are: no control, quote, backslash */
 bool str_is_vschar(const void *p, size_t n);	/* 1*VSCHAR, RFC 6749 A.12: %x20-7E, at least one */
 bool str_has_ctl(const void *p, size_t n);	/* any byte < 0x20 or 0x7f */
 bool str_eq_nocase(const char *a, size_t an, const char *b); /* ASCII only */

@@ -35,11 +35,6 @@ static void trim(const char **s, size_t *n)
 		(*n)--;
 }
 
-static bool is_string_text(char c)
-{
-	return (unsigned char)c >= 0x20 && c != '\\' && c != '"';
-}
-
 /* What json-c lets pass. Also counts the members: outside of strings every colon stands for one. */
 static bool scan(const char *s, size_t n, size_t *members)
 {
@@ -47,8 +42,8 @@ static bool scan(const char *s, size_t n, size_t *members)
 
 	*members = 0;
 	for (size_t i = 0; i < n; i++) {
-		while (in_string && i + 1 < n && is_string_text(s[i]))
-			i++;
+		if (in_string)
+			i += str_json_run(s + i, n - i - 1);
 		unsigned char c = (unsigned char)s[i];
 		if (in_string) {
 			if (c < 0x20)

@@ -584,6 +584,23 @@ START_TEST(utf8_agrees_with_the_code_points)
 }
 END_TEST
 
+/* Eight bytes are looked at together: each value in each place has to be seen. */
+START_TEST(each_byte_in_each_place)
+{
+	for (unsigned c = 0; c < 256; c++) {
+		for (size_t at = 0; at < 19; at++) {
+			uint8_t text[19];
+			memset(text, 'a', sizeof text);
+			text[at] = (uint8_t)c;
+			ck_assert_int_eq(str_is_vschar(text, sizeof text), c >= 0x20 && c <= 0x7e);
+			ck_assert_int_eq(str_is_utf8(text, sizeof text), c < 0x80);
+			bool plain = c >= 0x20 && c != '"' && c != '\\';
+			ck_assert_uint_eq(str_json_run(text, sizeof text), plain ? sizeof text : at);
+		}
+	}
+}
+END_TEST
+
 START_TEST(vschar_and_controls)
 {
 	ck_assert(str_is_vschar(" ~", 2));
@@ -763,6 +780,7 @@ static void add_tests(Suite *s)
 	tc = tcase_create("characters");
 	unit_add(tc, utf8);
 	unit_add(tc, utf8_agrees_with_the_code_points);
+	unit_add(tc, each_byte_in_each_place);
 	unit_add(tc, vschar_and_controls);
 	unit_add(tc, eq_nocase);
 	unit_add(tc, header_names);
