@@ -381,6 +381,20 @@ static int open_io(struct daemon *d, struct fault *f)
 	return e;
 }
 
+/* A socket that nobody serves would let its clients wait for ever. */
+static int check_handed_over(const struct conf *c, struct fault *f)
+{
+	static const char *const known[] = { "api", NULL };
+	char other[64];
+	if (notify_listen_other(known, other) != 0)
+		return fault_set(f, ST_INVALID, "the sockets that the service manager hands over cannot be told apart (LISTEN_FDS, LISTEN_FDNAMES)");
+	if (other[0] != '\0')
+		return fault_set(f, ST_INVALID, "the service manager hands over a socket named '%s', and only 'api' is known (FileDescriptorName=)", other);
+	if (!c->api.on && notify_listen_fd("api") >= 0)
+		return fault_set(f, ST_INVALID, "the service manager hands over a socket named 'api', and there is no api.listen");
+	return 0;
+}
+
 static int open_services(struct daemon *d, struct fault *f)
 {
 	const struct refresh_events ev = { .done = on_done, .outbox = on_outbox, .gate = on_gate, .arg = d };
@@ -400,6 +414,8 @@ static int open_services(struct daemon *d, struct fault *f)
 	d->health = health_new(d->loop, &d->parts);
 	daemon_use_conf(d);
 	e = health_listen(d->health, d->conf, f);
+	if (e == 0)
+		e = check_handed_over(d->conf, f);
 	if (e != 0 || !d->conf->api.on)
 		return e;
 	const struct api_parts ap = { .store = d->store, .scheduler = d->scheduler, .webhook = d->webhook, .outbox = on_outbox, .arg = d };

@@ -24,6 +24,9 @@
 /* httpd refuses beyond this without a word of ours; between our own limit and this we can say it properly. */
 #define HTTPD_BODY_MAX ((size_t)4 * 1024 * 1024)
 #define KEY_MAX 512
+#define QUEUE_PATIENCE_US (5 * US_PER_S)
+#define LATE_US (300 * US_PER_MS)
+#define LATE_LOOK_US (10 * US_PER_MS)
 
 /* ---------------------------------------------------------------- the call */
 
@@ -421,6 +424,20 @@ static void declare(void)
 	}
 }
 
+static void start_listening(void *arg)
+{
+	struct api *a = arg;
+	MAGIC_CHECK(a, MAGIC);
+	loop_timer_stop(a->patience);
+	httpd_accept(a->httpd, true);
+}
+
+static void stop_listening(struct api *a)
+{
+	loop_timer_stop(a->patience);
+	httpd_accept(a->httpd, false);
+}
+
 static int listen_on(struct api *a, struct fault *f)
 {
 	const struct httpd_params p = {
@@ -434,6 +451,11 @@ static int listen_on(struct api *a, struct fault *f)
 	int e = httpd_new(a->loop, &p, on_request, a, &a->httpd, f);
 	if (e != 0)
 		return fault_wrap(f, e, "api.listen");
+	a->inherited = p.listen_fd >= 0;
+	if (a->inherited) { /* those who queue through a restart need not hear that we are not ready, unless it takes long */
+		httpd_accept(a->httpd, false);
+		loop_timer_after(a->patience, QUEUE_PATIENCE_US);
+	}
 	httpd_on_refused(a->httpd, on_refused, a);
 	return 0;
 }
@@ -448,6 +470,29 @@ static void on_finished(void *arg)
 		fn(a->on_finish_arg);
 }
 
+/* Who connected before the drain and has not asked yet is heard for a moment. */
+static bool is_late(struct api *a)
+{
+	if (!a->inherited || a->draining || httpd_connections(a->httpd) == 0 || sys_mono_us() >= a->finish_until)
+		return false;
+	loop_timer_after(a->late, LATE_LOOK_US);
+	return true;
+}
+
+static void finish(void *arg)
+{
+	struct api *a = arg;
+	MAGIC_CHECK(a, MAGIC);
+	if (is_late(a))
+		return;
+	a->draining = true;
+	a->on_finish = a->on_finish_later;
+	api_room_close(a->room);
+	webhook_end_checks(a->parts.webhook);
+	if (a->calls == NULL)
+		loop_defer(a->loop, &a->finished);
+}
+
 int api_new(struct loop *l, const struct api_parts *p, struct conf *c, struct api **out, struct fault *f)
 {
 	struct api *a = mem_alloc(sizeof *a);
@@ -456,6 +501,8 @@ int api_new(struct loop *l, const struct api_parts *p, struct conf *c, struct ap
 	a->imports = api_imports_new(a);
 	loop_task_init(&a->finished, on_finished, a);
 	a->room = api_room_new(a);
+	a->patience = loop_timer_new(l, start_listening, a);
+	a->late = loop_timer_new(l, finish, a);
 	declare();
 	int e = listen_on(a, f);
 	if (e != 0) {
@@ -478,6 +525,8 @@ void api_free(struct api *a)
 	api_imports_free(a->imports);
 	webhook_end_checks(a->parts.webhook);
 	ALWAYS(a->calls == NULL);
+	loop_timer_free(a->patience);
+	loop_timer_free(a->late);
 	httpd_free(a->httpd);
 	api_keys_free(a->keys);
 	conf_unref(a->conf);
@@ -488,22 +537,24 @@ void api_free(struct api *a)
 void api_start(struct api *a)
 {
 	a->running = true;
+	start_listening(a);
 }
 
 void api_drain(struct api *a)
 {
-	a->draining = true;
+	/* On a socket of our own, who comes must be told; one that outlives us keeps them for our successor, and who is in already is served. */
+	a->draining = !a->inherited;
+	if (a->inherited)
+		stop_listening(a);
+	httpd_close_after(a->httpd);
 }
 
 void api_finish(struct api *a, loop_fn *fn, void *arg)
 {
-	a->draining = true;
-	a->on_finish = fn;
+	a->on_finish_later = fn;
 	a->on_finish_arg = arg;
-	api_room_close(a->room);
-	webhook_end_checks(a->parts.webhook);
-	if (a->calls == NULL)
-		loop_defer(a->loop, &a->finished);
+	a->finish_until = sys_mono_us() + LATE_US;
+	finish(a);
 }
 
 int api_set_conf(struct api *a, struct conf *c, struct fault *f)

@@ -185,13 +185,18 @@ struct api {
 	struct api_parts parts;
 	struct conf *conf;
 	struct httpd *httpd;
-	bool running, draining, freeing;
+	bool running, draining;
+	bool inherited; /* the socket is the service manager's */
+	struct loop_timer *patience; /* how long it is not listened at before api_start */
 	struct api_call *calls;
 	struct api_keys *keys;
 	struct api_imports *imports;
 	struct api_room *room;
 	struct loop_task finished; /* runs on_finish */
-	loop_fn *on_finish;	   /* NULL: api_finish was not called */
+	loop_fn *on_finish;	   /* NULL: api_finish was not called, or it listens to the last ones */
+	loop_fn *on_finish_later;
+	struct loop_timer *late;
+	int64_t finish_until; /* mono */
 	void *on_finish_arg;
 };
 

@@ -22,7 +22,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -30,6 +29,7 @@
 #include "base/sys.h"
 #include "io/httpd_framing.h"
 #include "io/httpd_socket.h"
+#include "io/httpd_words.h"
 
 #define HTTPD_MAGIC 0x68747064u
 #define CONN_MAGIC 0x68636f6eu
@@ -59,6 +59,7 @@ struct conn {
 	struct loop_timer *timer;
 	struct httpd_request *request; /* READING, HANDLING */
 	bool close_after, in_handler, dead;
+	bool kept; /* it has had a reply */
 	bool eof; /* the peer's side is shut; what came before still gets its replies */
 	bool continued; /* 100 was sent for this request */
 	size_t holds;	/* bytes of its body, counted in httpd.held */
@@ -89,6 +90,7 @@ struct httpd {
 	struct conn *conns;
 	unsigned n_conns;
 	size_t held; /* bytes of bodies, of all connections */
+	bool ending, deaf; /* replies close; nothing is accepted */
 };
 
 /* --- the life of a connection */
@@ -103,7 +105,7 @@ static void request_free(struct httpd_request *r)
 
 static void resume_accept(struct httpd *h)
 {
-	if (h->listener && h->n_conns < h->p.max_connections && !loop_timer_is_set(h->accept_timer))
+	if (h->listener && !h->deaf && h->n_conns < h->p.max_connections && !loop_timer_is_set(h->accept_timer))
 		evconnlistener_enable(h->listener);
 }
 
@@ -168,38 +170,6 @@ static void conn_linger(struct conn *c)
 
 /* --- replies */
 
-static const char *reason(int status)
-{
-	static const struct {
-		int status;
-		const char *text;
-	} reasons[] = {
-		{ 200, "OK" }, { 201, "Created" }, { 202, "Accepted" }, { 204, "No Content" }, { 303, "See Other" },
-		{ 304, "Not Modified" }, { 400, "Bad Request" }, { 401, "Unauthorized" }, { 403, "Forbidden" },
-		{ 404, "Not Found" }, { 405, "Method Not Allowed" }, { 406, "Not Acceptable" }, { 408, "Request Timeout" },
-		{ 409, "Conflict" }, { 410, "Gone" }, { 412, "Precondition Failed" }, { 413, "Content Too Large" },
-		{ 415, "Unsupported Media Type" }, { 417, "Expectation Failed" }, { 422, "Unprocessable Content" },
-		{ 429, "Too Many Requests" }, { 431, "Request Header Fields Too Large" },
-		{ 500, "Internal Server Error" }, { 501, "Not Implemented" }, { 502, "Bad Gateway" },
-		{ 503, "Service Unavailable" }, { 504, "Gateway Timeout" }, { 505, "HTTP Version Not Supported" },
-	};
-	for (size_t i = 0; i < sizeof(reasons) / sizeof(reasons[0]); i++)
-		if (reasons[i].status == status)
-			return reasons[i].text;
-	return "Status";
-}
-
-static void http_date(char out[32])
-{
-	static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
-	time_t t = (time_t)(sys_wall_us() / US_PER_S);
-	struct tm tm;
-	ALWAYS(gmtime_r(&t, &tm) != NULL);
-	snprintf(out, 32, "%.3s, %02u %.3s %04u %02u:%02u:%02u GMT", days + tm.tm_wday * 3, (unsigned)tm.tm_mday % 100,
-		months + tm.tm_mon * 3, (unsigned)(tm.tm_year + 1900) % 10000, (unsigned)tm.tm_hour % 100,
-		(unsigned)tm.tm_min % 100, (unsigned)tm.tm_sec % 100);
-}
-
 static void free_body(const void *data, size_t n, void *arg)
 {
 	struct buf *b = arg;
@@ -221,8 +191,8 @@ static void conn_reply(struct conn *c, int status, const char *type, const char 
 	size_t n = body ? body->len : 0;
 	bool no_body = status == 204 || status == 304;
 	char date[32];
-	http_date(date);
-	int ok = evbuffer_add_printf(out, "HTTP/1.1 %d %s\r\nDate: %s\r\n", status, reason(status), date);
+	httpd_date(date);
+	int ok = evbuffer_add_printf(out, "HTTP/1.1 %d %s\r\nDate: %s\r\n", status, httpd_reason(status), date);
 	if (ok >= 0 && type && n > 0 && !no_body)
 		ok = evbuffer_add_printf(out, "Content-Type: %s\r\n", type);
 	if (ok >= 0 && !no_body)
@@ -246,7 +216,7 @@ static void conn_refuse(struct conn *c, int status)
 		h->on_refused(h->on_refused_arg, status, &text);
 	bool json = text.len > 0;
 	if (!json)
-		ALWAYS(buf_printf(&text, "%d %s\n", status, reason(status)) == 0);
+		ALWAYS(buf_printf(&text, "%d %s\n", status, httpd_reason(status)) == 0);
 	bool head_only = c->request && c->request->in.method == HTTPD_HEAD;
 	bufferevent_disable(c->bev, EV_READ);
 	conn_drop_request(c);
@@ -356,6 +326,7 @@ static void on_written(struct bufferevent *bev, void *arg)
 		conn_linger(c);
 		return;
 	}
+	c->kept = true;
 	conn_wait(c, c->httpd->p.idle_timeout_us);
 	conn_read(c); /* what came meanwhile */
 }
@@ -538,6 +509,25 @@ void httpd_free(struct httpd *h)
 	mem_free(h);
 }
 
+void httpd_accept(struct httpd *h, bool on)
+{
+	h->deaf = !on;
+	if (on)
+		resume_accept(h);
+	else
+		evconnlistener_disable(h->listener);
+}
+
+void httpd_close_after(struct httpd *h)
+{
+	h->ending = true;
+	for (struct conn *c = h->conns, *next; c != NULL; c = next) {
+		next = c->next;
+		if (c->state == CONN_IDLE && c->kept)
+			conn_free(c);
+	}
+}
+
 uint16_t httpd_port(const struct httpd *h)
 {
 	return h->sock.port;
@@ -623,6 +613,7 @@ void httpd_reply(struct httpd_request *r, int status, const char *content_type, 
 	if (c) {
 		ALWAYS(c->state == CONN_HANDLING && c->request == r);
 		c->request = NULL;
+		c->close_after = c->close_after || c->httpd->ending;
 		conn_holds(c, 0);
 		if (r->bad_header)
 			conn_reply(c, 500, NULL, "", NULL, false);

@@ -47,6 +47,9 @@ typedef void httpd_fn(void *arg, struct httpd_request *r);
 int httpd_new(struct loop *l, const struct httpd_params *p, httpd_fn *fn, void *arg, struct httpd **out, struct fault *f) MUST_USE;
 /* Stops listening at once; requests whose handler still owes a reply are dropped, their later httpd_reply is a no-op. */
 void httpd_free(struct httpd *h);
+void httpd_accept(struct httpd *h, bool on); /* off: what comes waits in the kernel's queue, for us or for whoever has the socket next */
+/* The end is near: kept connections that idle are closed, and every further reply closes its own. */
+void httpd_close_after(struct httpd *h);
 uint16_t httpd_port(const struct httpd *h); /* the real port when 0 was asked for */
 unsigned httpd_connections(const struct httpd *h);
 /* New certificate files, taken over by new connections; on failure the old ones stay. */

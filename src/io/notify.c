@@ -10,6 +10,7 @@
 #ifdef HAVE_SYSTEMD
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <systemd/sd-daemon.h>
@@ -75,6 +76,29 @@ int notify_listen_fd(const char *name)
 	return found;
 }
 
+static bool is_known(const char *name, const char *const *known)
+{
+	while (*known != NULL && strcmp(name, *known) != 0)
+		known++;
+	return *known != NULL;
+}
+
+int notify_listen_other(const char *const *known, char out[64])
+{
+	char **names = NULL;
+	int n = sd_listen_fds_with_names(0, &names);
+	if (n < 0)
+		return ST_SYNTAX;
+	out[0] = '\0';
+	for (int i = 0; i < n; i++) {
+		if (out[0] == '\0' && !is_known(names[i], known))
+			(void)snprintf(out, 64, "%s", names[i]);
+		free(names[i]);
+	}
+	free(names);
+	return 0;
+}
+
 #else
 
 void notify_ready(void)
@@ -112,6 +136,13 @@ int notify_listen_fd(const char *name)
 {
 	(void)name;
 	return -1;
+}
+
+int notify_listen_other(const char *const *known, char out[64])
+{
+	(void)known;
+	out[0] = '\0';
+	return 0;
 }
 
 #endif

@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/status.h"
+
 void notify_ready(void);
 void notify_reloading(void);
 void notify_stopping(void);
@@ -20,5 +22,8 @@ void notify_extend_timeout(int64_t us);
 int64_t notify_watchdog_interval(void);
 /* Sockets handed over by the manager; -1 when there is none with that FileDescriptorName. */
 int notify_listen_fd(const char *name);
+/* The name of a socket handed over that is none of `known`, NULL at its end; "" when there is none. ST_SYNTAX: the manager's words
+ * about its sockets contradict each other. */
+int notify_listen_other(const char *const *known, char out[64]) MUST_USE;
 
 #endif

@@ -217,7 +217,107 @@ def while_a_call_waits(tap, world):
 		c.post(PATH + "/import", body_of(tokens(world)[0], issued_at=iso(-30), expires_in=100))
 
 
-SCENARIOS = [large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+# ---------------------------------------------------------------- a socket of the service manager
+
+HAND_OVER = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(x), fcntl.F_DUPFD, 100) for x in sys.argv[1].split(",")]
+for i, fd in enumerate(high):
+	os.dup2(fd, 3 + i, inheritable=True)
+	os.close(fd)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high)))
+if sys.argv[2] != "-":
+	os.environ["LISTEN_FDNAMES"] = sys.argv[2]
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+def hand_over(v, sockets, names):
+	"""As systemd does it: descriptors from 3 on, and their names in the environment of that very process."""
+	v.wrap = [sys.executable, "-c", HAND_OVER, ",".join(str(s.fileno()) for s in sockets), names]
+	return tuple(s.fileno() for s in sockets)
+
+
+def listener(port=0):
+	s = socket.socket()
+	s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+	s.bind(("127.0.0.1", port))
+	s.listen(128)
+	return s
+
+
+def handed_over(tap, world):
+	v, c = open_vault(world, "handed")
+	c.post(PATH + "/import", body_of(tokens(world)[0]))
+	tap.equal("it stops", v.stop(), 0)
+	with listener() as s:
+		c = c.but(port=s.getsockname()[1])
+		v.start(pass_fds=hand_over(v, [s], "api"))
+		tap.equal("served at the socket that was handed over", c.get(PATH).status, 200)
+		tap.equal("and told its port", v.logged("daemon.start")[-1]["api_port"], c.port)
+		try:
+			socket.create_connection(("127.0.0.1", v.api_port), 1).close()
+			tap.check("not at api.listen", False)
+		except OSError:
+			tap.check("not at api.listen", True)
+		statuses, errors, stop = [], [], []
+
+		def ask():
+			while not stop:
+				try:
+					statuses.append(c.get(PATH, timeout_s=30).status)
+				except OSError as e:
+					errors.append(repr(e))
+		with concurrent.futures.ThreadPoolExecutor(6) as pool:
+			for _ in range(4):
+				pool.submit(ask)
+			for n in range(2):
+				before = len(statuses)
+				wait_until("requests", lambda: len(statuses) > before + 50)
+				tap.equal("restart %d" % n, v.stop(), 0)
+				waiting = [pool.submit(c.get, PATH) for _ in range(2)]
+				v.start(pass_fds=(s.fileno(),))
+				tap.equal("who came in between is answered", [x.result().status for x in waiting], [200, 200])
+			stop.append(True)
+		tap.equal("no connection is refused, cut or sent away by a restart", (set(statuses), errors), ({200}, []))
+		tap.equal("it stops", v.stop(), 0)
+
+
+def refused_to_start(v, sockets, names):
+	v.start(ready=False, pass_fds=hand_over(v, sockets, names))
+	code = v.wait(20)
+	return code != 0, [x.get("error", "") for x in v.log_lines() if x["level"] == "error"][-1:]
+
+
+def handed_over_wrongly(tap, world):
+	v, c = open_vault(world, "wrongly")
+	v.stop()
+	plain = socket.socket()
+	plain.bind(("127.0.0.1", 0))
+	datagram = socket.socket(type=socket.SOCK_DGRAM)
+	datagram.bind(("127.0.0.1", 0))
+	pair = socket.socketpair()
+	with listener() as s, open(os.devnull) as null:
+		for name, sockets, names, words in (
+				("a socket that does not listen", [plain], "api", "not a listening stream socket"),
+				("a datagram socket", [datagram], "api", "not a listening stream socket"),
+				("a connected socket", [pair[0]], "api", "not a listening stream socket"),
+				("a file", [null], "api", "inherited descriptor 3"),
+				("a name that is not known", [s], "web", "'web'"),
+				("no name", [s], "-", "'unknown'"),
+				("fewer names than sockets", [s, plain], "api", "LISTEN_FDNAMES"),
+				("a second one that is not known", [s, plain], "api:other", "'other'")):
+			failed, said = refused_to_start(v, sockets, names)
+			tap.check("%s is refused with the reason" % name, failed and said and words in said[0], (failed, said, v.log_text()[-600:]))
+		del v.conf["api"]
+		v.write_conf()
+		failed, said = refused_to_start(v, [s], "api")
+		tap.check("a socket without api.listen is refused", failed and said and "api.listen" in said[0], (failed, said, v.log_text()[-600:]))
+	for x in (plain, datagram) + pair:
+		x.close()
+
+
+SCENARIOS = [handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():

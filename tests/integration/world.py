@@ -442,10 +442,10 @@ class Vault:
 
 	# --- the process
 
-	def start(self, ready=True, timeout_s=30):
+	def start(self, ready=True, timeout_s=30, pass_fds=()):
 		with open(self.log_file, "ab") as log:
 			self.proc = subprocess.Popen(["setpriv", "--pdeathsig", "KILL"] + self.wrap + [self.program or REFRESHD, "-c", self.conf_file],
-				env=clean_env(), cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+				env=clean_env(), cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=pass_fds)
 		if ready:
 			self.wait_ready(timeout_s)
 		return self
