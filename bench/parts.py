@@ -41,7 +41,16 @@ def tool(name):
 def spread(values, digits=1):
 	"""What the results hold of one figure."""
 	return {"min": round(min(values), digits), "median": round(statistics.median(values), digits), "max": round(max(values), digits),
-		"runs": len(values)}
+		"n": len(values)}
+
+
+def spreads(rows, digits=1):
+	"""The same for every key of equal dicts, one a run; rates are whole numbers."""
+	return {k: spread([r[k] for r in rows], 0 if k.endswith("per_s") else digits) for k in sorted(rows[0])}
+
+
+def percentile(ordered, share):
+	return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def ratio(ours, theirs, digits=3):
@@ -128,6 +137,13 @@ def output(argv, timeout_s=900, **more):
 	return done.stdout
 
 
+NAMES = 50  # of this machine, with Place(dns=True)
+
+
+def host_name(i):
+	return "p%d.test" % i
+
+
 def openssl(*args):
 	output(["openssl"] + list(args))
 
@@ -137,7 +153,8 @@ def make_certificates(folder):
 	path = {k: os.path.join(folder, k + ".pem") for k in ("ca", "ca_key", "cert", "key", "csr")}
 	ext = os.path.join(folder, "ext")
 	with open(ext, "w") as f:
-		f.write("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+		# Every name for itself: libraries do not take a star before a single label.
+		f.write("subjectAltName=IP:127.0.0.1,%s\nbasicConstraints=CA:FALSE\n" % ",".join("DNS:" + host_name(i) for i in range(NAMES)))
 	key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
 	openssl("req", "-x509", *key, "-keyout", path["ca_key"], "-out", path["ca"], "-days", "2", "-subj", "/CN=bench CA")
 	openssl("req", *key, "-keyout", path["key"], "-out", path["csr"], "-subj", "/CN=127.0.0.1")
@@ -149,7 +166,8 @@ def make_certificates(folder):
 class Place:
 	"""A folder, a Postgres and a simulator behind TLS; daemons as vaults. Everything goes with it."""
 
-	def __init__(self, name):
+	def __init__(self, name, pg=None, dns=False):
+		"""pg: more settings of Postgres; dns: host_name(0) to host_name(NAMES - 1) are this machine, by resolv_conf."""
 		for program in (w.SIMULATOR, w.REFRESHD, w.REFRESHCTL):
 			if not os.access(program, os.X_OK):
 				raise SystemExit("%s is not there: run make first" % program)
@@ -158,8 +176,12 @@ class Place:
 		self.sim, self.pg, self.vaults = None, None, []
 		try:
 			self.tls = make_certificates(self.dir)
-			self.sim = w.Simulator(os.path.join(self.dir, "sim"), tls=self.tls)
-			self.pg = PgCluster(settings=PG_SETTINGS)
+			self.sim = w.Simulator(os.path.join(self.dir, "sim"), tls=self.tls, dns=dns)
+			self.resolv_conf = os.path.join(self.dir, "resolv.conf")
+			if dns:
+				with open(self.resolv_conf, "w") as f:
+					f.write("nameserver 127.0.0.1:%d\n" % self.sim.dns_port)
+			self.pg = PgCluster(settings=dict(PG_SETTINGS, **(pg or {})))
 			self.pg.start()
 		except BaseException:
 			self.close()
@@ -169,9 +191,10 @@ class Place:
 		self.sim.realm(name, **dict({"at_len": AT_BYTES, "rt_len": RT_BYTES, "client_secret": w.CLIENT_SECRET, "auth": "basic"}, **options))
 
 	def vault(self, name, service, provider=None, **sections):
-		"""A migrated database and a daemon for it, not started."""
+		"""A migrated database and a daemon for it, not started. provider: options, for each of several services alike."""
 		p = dict({"ca_file": self.tls["ca"], "max_in_flight": 64}, **(provider or {}))
-		v = w.Vault(self, name, {service: p}, migrate=False, **sections)
+		services = [service] if isinstance(service, str) else service
+		v = w.Vault(self, name, {s: dict(p) for s in services}, migrate=False, **sections)
 		del v.conf["refresh"]["poll_interval"]  # tests are in a hurry; here everything is as it is by default
 		v.write_conf()
 		v.ctl("migrate")
@@ -203,6 +226,47 @@ class Place:
 
 	def __exit__(self, *exc):
 		self.close()
+
+
+def refreshed(v):
+	return v.metrics().total("refreshes_total", outcome="refreshed")
+
+
+def flood(v, warm, seconds, readers, watch=None):
+	"""Figures of a window of seconds in which everything is due all the time: rate, CPU a refresh by name of reader. `warm` refreshes go
+	before it. watch is called about twice a second."""
+	try:
+		wait_until("the first %d refreshes" % warm, lambda: refreshed(v) >= warm, 120)
+	except TimeoutError as e:
+		raise RuntimeError("%s; there were %d; other outcomes %s; the log ends:\n%s" % (e, refreshed(v), failures(v), v.log_text()[-1500:])) from e
+	began = refreshed(v)
+	meter = Meter(daemon=lambda: cpu_us(v.proc.pid), **readers)
+	while time.monotonic() < meter.clock + seconds:
+		time.sleep(min(0.5, max(0, meter.clock + seconds - time.monotonic())))
+		if watch:
+			watch()
+	n = refreshed(v) - began
+	used = meter.stop()
+	if n == 0:
+		raise RuntimeError("nothing was refreshed in %d s" % seconds)
+	return dict({k + "_cpu_us": us / n for k, us in used.items()}, per_s=n / meter.seconds)
+
+
+def failures(v):
+	"""Outcomes that are not refreshes, by provider and outcome."""
+	return {(dict(l)["provider"], dict(l)["outcome"]): int(x) for (n, l), x in v.metrics().samples.items()
+		if n == "refreshd_refreshes_total" and x > 0 and dict(l)["outcome"] != "refreshed"}
+
+
+def must_be_well(v):
+	if failures(v):
+		raise RuntimeError("not every refresh went well: %s" % failures(v))
+
+
+def as_an_old_table(v):
+	"""What the import had to tell is told, and the planner knows the size."""
+	v.sql("DELETE FROM refreshd.event")
+	v.sql("VACUUM ANALYZE")
 
 
 def load_json(text):
