@@ -25,6 +25,9 @@ static const struct {
 		" FOR NO KEY" },
 	{ "refresh_persist", "token_version = s.token_version + r.has_token::int FROM",
 		"token_version = CASE WHEN r.has_token THEN r.token_version + 1 ELSE s.token_version END FROM" },
+	{ "refresh_renew", " WHERE s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL FOR NO KEY",
+		" FOR NO KEY" },
+	{ "refresh_renew", "token_version = s.token_version + 1 FROM", "token_version = r.token_version + 1 FROM" },
 };
 
 /* What replaces a whole statement must live as long as the connections that have prepared it. */

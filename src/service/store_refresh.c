@@ -89,6 +89,23 @@ static const struct pgstmt SQL_LOAD = {
  * for: a row that another transaction has (an import, a deletion, or this very result whose first sending is only now
  * committed) must not keep the rest of the batch. Its fence stands in the snapshot and not in `f`: `again`, because only a
  * later snapshot can tell what became of it. */
+#define RESULT_LOCK \
+	" l AS MATERIALIZED (SELECT r.ord FROM refreshd.schedule s JOIN r ON s.slot = r.slot AND s.connection_id = r.connection_id" \
+	" WHERE s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL" \
+	" FOR NO KEY UPDATE OF s SKIP LOCKED),"
+#define RESULT_TOKENS \
+	" k AS (UPDATE refreshd.credential c SET token_version = r.token_version + 1, access_token = r.access_token," \
+	" refresh_token = r.refresh_token, previous_refresh_token = r.previous_refresh_token," \
+	" captured = coalesce(r.captured, c.captured), issued_at = r.issued_at, expires_at = r.expires_at," \
+	" refresh_issued_at = r.refresh_issued_at, refresh_expires_at = r.refresh_expires_at," \
+	" token_type = coalesce(r.token_type, c.token_type), scope = coalesce(r.scope, c.scope)," \
+	" refreshed_at = now(), refreshes = c.refreshes + 1 FROM r JOIN f USING (ord)" \
+	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND r.has_token),"
+#define RESULT_ORPHANS \
+	" o AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, issued_at, expires_at," \
+	" access_token, refresh_token) SELECT r.slot, r.connection_id, r.attempt_id, 'token', r.token_version + 1, r.issued_at," \
+	" r.expires_at, r.access_token, r.refresh_token FROM r JOIN v USING (ord) WHERE v.verdict = 2 AND v.there AND r.has_token" \
+	" ON CONFLICT DO NOTHING),"
 static const struct pgstmt SQL_PERSIST = {
 	"refresh_persist",
 	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[],"
@@ -100,9 +117,7 @@ static const struct pgstmt SQL_PERSIST = {
 	" previous_refresh_token, captured, issued_at, expires_at, refresh_issued_at, refresh_expires_at, token_type, scope,"
 	" raw_reply, touch, state, health, reason, failures, first_failed_at, last_failed_at, updated_at, event_type, event_id,"
 	" application_id, entity_id, entity, seen_at, ord)),"
-	" l AS MATERIALIZED (SELECT r.ord FROM refreshd.schedule s JOIN r ON s.slot = r.slot AND s.connection_id = r.connection_id"
-	" WHERE s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL"
-	" FOR NO KEY UPDATE OF s SKIP LOCKED),"
+	RESULT_LOCK
 	" n AS (UPDATE refreshd.connection c SET state = r.state, health = r.health, reason = r.reason, failures = r.failures,"
 	" first_failed_at = r.first_failed_at, last_failed_at = r.last_failed_at, updated_at = r.updated_at FROM r JOIN l USING (ord)"
 	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND r.touch AND c.updated_at = r.seen_at RETURNING r.ord),"
@@ -112,26 +127,18 @@ static const struct pgstmt SQL_PERSIST = {
 	" sent_deadline = NULL, token_version = s.token_version + r.has_token::int FROM r JOIN l USING (ord) LEFT JOIN n USING (ord)"
 	" WHERE s.slot = r.slot AND s.connection_id = r.connection_id"
 	" RETURNING r.ord, r.touch AND n.ord IS NULL AS stale),"
-	" k AS (UPDATE refreshd.credential c SET token_version = r.token_version + 1, access_token = r.access_token,"
-	" refresh_token = r.refresh_token, previous_refresh_token = r.previous_refresh_token,"
-	" captured = coalesce(r.captured, c.captured), issued_at = r.issued_at, expires_at = r.expires_at,"
-	" refresh_issued_at = r.refresh_issued_at, refresh_expires_at = r.refresh_expires_at,"
-	" token_type = coalesce(r.token_type, c.token_type), scope = coalesce(r.scope, c.scope),"
-	" refreshed_at = now(), refreshes = c.refreshes + 1 FROM r JOIN f USING (ord)"
-	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND r.has_token),"
+	RESULT_TOKENS
 	" e AS (INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity,"
 	" reason, failures, occurred_at) SELECT r.event_id, r.application_id, r.connection_id, r.event_type, r.entity_id,"
 	" 'Connection', r.entity, nullif(r.reason, 'none'), r.failures, r.updated_at FROM r JOIN n USING (ord)"
 	" WHERE r.event_type IS NOT NULL ON CONFLICT DO NOTHING),"
-	" v AS MATERIALIZED (SELECT r.ord, CASE WHEN f.stale THEN 4 WHEN f.ord IS NOT NULL THEN 0"
+	" v AS MATERIALIZED (SELECT r.ord, CASE WHEN r.ord IN (SELECT f.ord FROM f WHERE f.stale) THEN 4"
+	" WHEN r.ord IN (SELECT f.ord FROM f) THEN 0"
 	" WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version + r.has_token::int AND s.lease_owner IS NULL"
 	" THEN 1 WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL"
-	" THEN 3 ELSE 2 END AS verdict, s.connection_id IS NOT NULL AS there FROM r LEFT JOIN f USING (ord)"
+	" THEN 3 ELSE 2 END AS verdict, s.connection_id IS NOT NULL AS there FROM r"
 	" LEFT JOIN refreshd.schedule s ON s.slot = r.slot AND s.connection_id = r.connection_id),"
-	" o AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, issued_at, expires_at,"
-	" access_token, refresh_token) SELECT r.slot, r.connection_id, r.attempt_id, 'token', r.token_version + 1, r.issued_at,"
-	" r.expires_at, r.access_token, r.refresh_token FROM r JOIN v USING (ord) WHERE v.verdict = 2 AND v.there AND r.has_token"
-	" ON CONFLICT DO NOTHING),"
+	RESULT_ORPHANS
 	" x AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL,"
 	" due_at = CASE WHEN r.touch AND r.health = 'needs_auth' AND s.token_version = r.token_version + 1 THEN now() ELSE s.due_at END"
 	" FROM r JOIN v USING (ord)"
@@ -139,6 +146,33 @@ static const struct pgstmt SQL_PERSIST = {
 	" w AS (INSERT INTO refreshd.orphan_token (slot, connection_id, attempt_id, kind, token_version, raw_reply)"
 	" SELECT r.slot, r.connection_id, r.attempt_id, 'raw_reply', r.token_version, r.raw_reply FROM r JOIN v USING (ord)"
 	" WHERE v.there AND v.verdict <> 3 AND r.raw_reply IS NOT NULL ON CONFLICT DO NOTHING)"
+	" SELECT v.verdict FROM v ORDER BY v.ord",
+};
+
+/* The same where every result is a new token for a connection that was well and stays so: half the parameters, each of which costs the
+ * server as much as an index entry, and no second look at a row that was written. That look is what the CASE is for. */
+static const struct pgstmt SQL_RENEW = {
+	"refresh_renew",
+	"WITH r AS MATERIALIZED (SELECT t.*, true AS has_token FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[],"
+	" $5::timestamptz[], $6::smallint[], $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[], $11::timestamptz[],"
+	" $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::text[], $16::text[]) WITH ORDINALITY"
+	" AS t (slot, connection_id, attempt_id, token_version, due_at, doubts, access_token, refresh_token,"
+	" previous_refresh_token, captured, issued_at, expires_at, refresh_issued_at, refresh_expires_at, token_type, scope, ord)),"
+	RESULT_LOCK
+	" f AS (UPDATE refreshd.schedule s SET due_at = r.due_at, doubts = r.doubts, lease_owner = NULL, lease_until = NULL,"
+	" sent_deadline = NULL, token_version = s.token_version + 1 FROM r JOIN l USING (ord)"
+	" WHERE s.slot = r.slot AND s.connection_id = r.connection_id"
+	" RETURNING r.ord),"
+	RESULT_TOKENS
+	" v AS MATERIALIZED (SELECT r.ord, CASE WHEN r.hit THEN 0"
+	" WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version + 1 AND s.lease_owner IS NULL"
+	" THEN 1 WHEN s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL"
+	" THEN 3 ELSE 2 END AS verdict, s.connection_id IS NOT NULL AS there FROM (SELECT slot, connection_id, attempt_id,"
+	" token_version, ord, ord IN (SELECT f.ord FROM f) AS hit FROM r OFFSET 0) r"
+	" LEFT JOIN refreshd.schedule s ON s.slot = CASE WHEN r.hit THEN NULL ELSE r.slot END AND s.connection_id = r.connection_id),"
+	RESULT_ORPHANS
+	" x AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL FROM r JOIN v USING (ord)"
+	" WHERE v.verdict = 2 AND s.slot = r.slot AND s.connection_id = r.connection_id AND s.attempt_id = 0 AND s.lease_owner = $17)"
 	" SELECT v.verdict FROM v ORDER BY v.ord",
 };
 
@@ -468,9 +502,8 @@ static int send_persist(struct store *s, const struct pgstmt *stmt, struct pgarg
 		pgargs_array_end(a);                    \
 	} while (0)
 
-static void add_credential_columns(struct pgargs *a, const struct store_result *v, size_t n)
+static void add_token_columns(struct pgargs *a, const struct store_result *v, size_t n)
 {
-	COLUMN(PGT_BOOL, pgargs_bool(a, x->has_token));
 	COLUMN(PGT_BYTES, add_buf(a, x->access_token));
 	COLUMN(PGT_BYTES, add_buf(a, x->refresh_token));
 	COLUMN(PGT_BYTES, add_buf(a, x->previous_refresh_token));
@@ -481,7 +514,6 @@ static void add_credential_columns(struct pgargs *a, const struct store_result *
 	COLUMN(PGT_TIME, add_time(a, x->refresh_expires_at));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->token_type));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->scope));
-	COLUMN(PGT_BYTES, add_buf(a, x->raw_reply));
 }
 
 static void add_connection_columns(struct pgargs *a, const struct store_result *v, size_t n)
@@ -502,18 +534,31 @@ static void add_connection_columns(struct pgargs *a, const struct store_result *
 	COLUMN(PGT_TIME, add_time(a, x->seen_at));
 }
 
+static bool is_renewal(const struct store_result *x)
+{
+	return x->has_token && !x->touch && x->event == EVENT_NONE && (x->raw_reply == NULL || x->raw_reply->len == 0);
+}
+
 int store_persist(struct store *s, const struct store_result *v, size_t n, store_persist_fn *fn, void *arg)
 {
 	struct pgargs *a = pgargs_new();
+	size_t renewals = 0;
+	while (renewals < n && is_renewal(&v[renewals]))
+		renewals++;
 	add_slots(a, v[0].id, sizeof *v, n);
 	COLUMN(PGT_I64, pgargs_i64(a, x->attempt_id));
 	COLUMN(PGT_I64, pgargs_i64(a, x->token_version));
 	COLUMN(PGT_TIME, pgargs_time(a, x->due_at));
 	COLUMN(PGT_I16, pgargs_i16(a, (int16_t)x->doubts));
-	add_credential_columns(a, v, n);
-	add_connection_columns(a, v, n);
+	if (renewals < n)
+		COLUMN(PGT_BOOL, pgargs_bool(a, x->has_token));
+	add_token_columns(a, v, n);
+	if (renewals < n) {
+		COLUMN(PGT_BYTES, add_buf(a, x->raw_reply));
+		add_connection_columns(a, v, n);
+	}
 	pgargs_i64(a, store_epoch(s));
-	return send_persist(s, &SQL_PERSIST, a, fn, arg);
+	return send_persist(s, renewals < n ? &SQL_PERSIST : &SQL_RENEW, a, fn, arg);
 }
 
 int store_release(struct store *s, const struct store_release *v, size_t n, store_persist_fn *fn, void *arg)
