@@ -214,15 +214,29 @@ const char *buf_str(const struct buf *b)
 	return b->data != NULL ? (const char *)b->data : "";
 }
 
+/* The compiler must not see that the loop could end early. */
+static uint64_t hidden(uint64_t v)
+{
+	__asm__("" : "+r"(v));
+	return v;
+}
+
 bool buf_equals(const struct buf *b, const void *p, size_t n)
 {
 	const uint8_t *bytes = p;
-	volatile uint8_t diff = 0;
+	uint64_t diff = 0;
+	size_t i = 0;
 
 	if (b->len != n)
 		return false;
-	for (size_t i = 0; i < n; i++)
-		diff = (uint8_t)(diff | (b->data[i] ^ bytes[i]));
+	for (; n - i >= sizeof(diff); i += sizeof(diff)) {
+		uint64_t x, y;
+		memcpy(&x, b->data + i, sizeof(x));
+		memcpy(&y, bytes + i, sizeof(y));
+		diff = hidden(diff | (x ^ y));
+	}
+	for (; i < n; i++)
+		diff = hidden(diff | (uint64_t)(b->data[i] ^ bytes[i]));
 	return diff == 0;
 }
 

@@ -278,24 +278,28 @@ int str_hex_parse(const char *s, size_t n, uint8_t *out, size_t out_len)
 	return 0;
 }
 
-static bool is_alnum(char c)
-{
-	return is_digit(c) || (lower(c) >= 'a' && lower(c) <= 'z');
-}
+/* A bit for every ASCII character: what stays as it is. */
+struct plain_set {
+	uint64_t bits[2];
+};
+#define BIT(c) (UINT64_C(1) << ((c) & 63))
+#define DIGITS UINT64_C(0x03ff000000000000)
+#define LETTERS UINT64_C(0x07fffffe07fffffe)
 
 /* RFC 3986 2.3 */
-static bool is_unreserved(char c)
-{
-	return is_alnum(c) || c == '-' || c == '.' || c == '_' || c == '~';
-}
+static const struct plain_set unreserved = {{DIGITS | BIT('-') | BIT('.'), LETTERS | BIT('_') | BIT('~')}};
 
 /* HTML 4.01 17.13.4.1 with the set that browsers leave alone; the space is handled apart. */
-static bool is_form_plain(char c)
+static const struct plain_set form_plain = {{DIGITS | BIT('-') | BIT('.') | BIT('*'), LETTERS | BIT('_')}};
+
+static bool is_plain(const struct plain_set *set, char c)
 {
-	return is_alnum(c) || c == '-' || c == '.' || c == '_' || c == '*';
+	uint8_t b = (uint8_t)c;
+
+	return b < 128 && (set->bits[b >> 6] >> (b & 63) & 1) != 0;
 }
 
-static int escape(struct buf *out, const char *p, size_t n, bool (*plain)(char c), bool plus)
+static int escape(struct buf *out, const char *p, size_t n, const struct plain_set *plain, bool plus)
 {
 	static const char digits[] = "0123456789ABCDEF";
 	size_t len = 0;
@@ -303,7 +307,7 @@ static int escape(struct buf *out, const char *p, size_t n, bool (*plain)(char c
 	if (n > SIZE_MAX / 3)
 		return ST_FULL;
 	for (size_t i = 0; i < n; i++)
-		len += plain(p[i]) || (plus && p[i] == ' ') ? 1 : 3;
+		len += is_plain(plain, p[i]) || (plus && p[i] == ' ') ? 1 : 3;
 	int rc = buf_reserve(out, len);
 	if (rc < 0)
 		return rc;
@@ -311,7 +315,7 @@ static int escape(struct buf *out, const char *p, size_t n, bool (*plain)(char c
 	char *o = (char *)out->data + out->len;
 	for (size_t i = 0; i < n; i++) {
 		uint8_t c = (uint8_t)p[i];
-		if (plain(p[i])) {
+		if (is_plain(plain, p[i])) {
 			*o++ = p[i];
 		} else if (plus && p[i] == ' ') {
 			*o++ = '+';
@@ -327,12 +331,12 @@ static int escape(struct buf *out, const char *p, size_t n, bool (*plain)(char c
 
 int str_form_encode(struct buf *out, const char *p, size_t n)
 {
-	return escape(out, p, n, is_form_plain, true);
+	return escape(out, p, n, &form_plain, true);
 }
 
 int str_percent_encode(struct buf *out, const char *p, size_t n)
 {
-	return escape(out, p, n, is_unreserved, false);
+	return escape(out, p, n, &unreserved, false);
 }
 
 /* The decoded length, or ST_SYNTAX. */
@@ -480,8 +484,14 @@ bool str_is_vschar(const void *p, size_t n)
 bool str_has_ctl(const void *p, size_t n)
 {
 	const uint8_t *b = p;
+	size_t i = 0;
 
-	for (size_t i = 0; i < n; i++) {
+	for (; n - i >= 8; i += 8) {
+		uint64_t x = eight_at(b + i);
+		if ((any_below(x, 0x20) | any_equal(x, 0x7f)) != 0)
+			return true;
+	}
+	for (; i < n; i++) {
 		if (b[i] < 0x20 || b[i] == 0x7f)
 			return true;
 	}
@@ -490,11 +500,9 @@ bool str_has_ctl(const void *p, size_t n)
 
 bool str_eq_nocase(const char *a, size_t an, const char *b)
 {
-	if (strlen(b) != an)
-		return false;
 	for (size_t i = 0; i < an; i++) {
-		if (lower(a[i]) != lower(b[i]))
+		if (b[i] == '\0' || lower(a[i]) != lower(b[i]))
 			return false;
 	}
-	return true;
+	return b[an] == '\0';
 }

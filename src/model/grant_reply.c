@@ -105,6 +105,9 @@ static struct json_object *at(struct json_object *root, const char *pointer)
 {
 	struct json_object *found = NULL;
 
+	/* One step into an object, as nearly all are, needs no copy of the pointer. */
+	if (pointer[0] == '/' && pointer[1 + strcspn(pointer + 1, "/~")] == '\0' && json_object_is_type(root, json_type_object))
+		return json_object_object_get_ex(root, pointer + 1, &found) ? found : NULL;
 	return json_pointer_get(root, pointer, &found) == 0 ? found : NULL;
 }
 
