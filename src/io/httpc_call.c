@@ -175,23 +175,6 @@ void httpc_call_pin(struct httpc_call *c, const struct resolver_addrs *addrs)
 
 /* --- callbacks inside libcurl */
 
-static size_t on_read(char *to, size_t size, size_t n, void *arg)
-{
-	struct httpc_call *c = arg;
-	size_t left = c->body.len - c->body_read, room = size * n;
-	/* POSTFIELDSIZE says when it is enough; being asked for more means that it is sent once again. */
-	if (left == 0) {
-		c->refused_resend = true;
-		return CURL_READFUNC_ABORT;
-	}
-	if (left > room)
-		left = room;
-	memcpy(to, c->body.data + c->body_read, left);
-	c->body_read += left;
-	FAILPOINT_SOON_IF(c->watched && c->body_read == c->body.len, sent);
-	return left;
-}
-
 static size_t on_write(char *data, size_t size, size_t n, void *arg)
 {
 	struct httpc_call *c = arg;
@@ -300,7 +283,17 @@ static bool peer_allowed(const struct httpc_call *c, const char *ip, int port)
 	return false;
 }
 
-/* On a connection that is up, also a kept one, before the request goes out on it. */
+/* Of this request, on any connection. Before it was prepared for one, libcurl counts what the handle did for another. */
+static long bytes_sent(const struct httpc_call *c)
+{
+	long n = 0;
+	if (c->prepared)
+		(void)curl_easy_getinfo(c->easy, CURLINFO_REQUEST_SIZE, &n);
+	return n;
+}
+
+/* On a connection that is up, also a kept one, before the request goes out on it: libcurl has no way round this, so here a second
+ * presentation ends. */
 static int on_prereq(void *arg, char *ip, char *local_ip, int port, int local_port)
 {
 	struct httpc_call *c = arg;
@@ -313,10 +306,8 @@ static int on_prereq(void *arg, char *ip, char *local_ip, int port, int local_po
 	}
 	/* libcurl tries a second connection when a kept one died. That is fine as long as nothing was shown to
 	 * anybody on the first one. */
-	long request_bytes = 0, new_connections = 0;
-	if (c->prepared && c->body.len == 0)
-		(void)curl_easy_getinfo(c->easy, CURLINFO_REQUEST_SIZE, &request_bytes);
-	if (c->body_read > 0 || request_bytes > 0) {
+	long new_connections = 0;
+	if (bytes_sent(c) > 0) {
 		c->refused_resend = true;
 		return CURL_PREREQFUNC_ABORT;
 	}
@@ -324,7 +315,7 @@ static int on_prereq(void *arg, char *ip, char *local_ip, int port, int local_po
 	(void)curl_easy_getinfo(c->easy, CURLINFO_NUM_CONNECTS, &new_connections);
 	c->reply.reused_connection = new_connections == 0;
 	c->prepared = true;
-	FAILPOINT_SOON_IF(c->watched && c->body.len == 0, sent);
+	FAILPOINT_SOON_IF(c->watched, sent);
 	return CURL_PREREQFUNC_OK;
 }
 
@@ -413,14 +404,9 @@ static CURLcode set_http(struct httpc_call *c, const struct httpc_call_env *env)
 		return rc;
 	}
 	SET(CURLOPT_POST, 1L);
+	/* By reference, and not by a callback: then headers and body leave in one piece. */
 	SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)c->body.len);
-	if (c->body.len == 0) {
-		SET(CURLOPT_POSTFIELDS, "");
-		return rc;
-	}
-	/* No seek callback: libcurl cannot rewind the body, and so cannot send it a second time. */
-	SET(CURLOPT_READFUNCTION, on_read);
-	SET(CURLOPT_READDATA, c);
+	SET(CURLOPT_POSTFIELDS, buf_str(&c->body));
 	return rc;
 }
 
@@ -511,9 +497,7 @@ static void set_times(struct httpc_call *c)
 
 void httpc_call_judge(struct httpc_call *c, CURLcode rc)
 {
-	long request_bytes = 0;
-	(void)curl_easy_getinfo(c->easy, CURLINFO_REQUEST_SIZE, &request_bytes);
-	bool sent = c->body.len > 0 ? c->body_read > 0 : request_bytes > 0;
+	bool sent = bytes_sent(c) > 0;
 	set_times(c);
 	/* libcurl is also content with headers that end in the middle. */
 	if ((rc == CURLE_OK && c->headers_done) || (rc != CURLE_OK && is_whole(c, rc))) {

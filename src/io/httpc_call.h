@@ -29,7 +29,6 @@ struct httpc_call {
 	bool post, allow_http, fresh_connection;
 	struct curl_slist *headers, *resolve;
 	struct buf body;
-	size_t body_read; /* bytes that libcurl took: from the first one on the request counts as sent */
 	char *ca_file, *cert_file, *key_file;
 	int64_t timeout_us, connect_timeout_us;
 	bool (*addr_allowed)(const struct sockaddr *sa, void *arg);
