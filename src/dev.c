@@ -245,7 +245,7 @@ static int make_application(struct dev *d, struct pgsync *pg, struct fault *f)
 static int prepare_database(struct dev *d, struct fault *f)
 {
 	struct pgsync *pg = NULL;
-	int from = 0;
+	struct migrations_state from = { 0 };
 	int e = make_database(d, f);
 	if (e == 0)
 		e = connect_to(d, DATABASE, &pg, f);

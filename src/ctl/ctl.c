@@ -1,8 +1,8 @@
 /*
  * ctl - the command line of refreshctl: dispatch, help, options, exit status.
  *
- * Exit status: 0 fine, 1 failure, 2 wrong use, 78 bad configuration. What is asked of a database is asked only when its
- * schema is the one this program knows, except by migrate and status.
+ * Exit status: 0 fine, 1 failure, 2 wrong use, 78 bad configuration. What is asked of a database is asked only when this
+ * program may run on its schema, except by migrate and status.
  */
 #include "ctl/ctl.h"
 
@@ -44,6 +44,9 @@ static const struct ctl_command commands[] = {
 		"An endpoint of the configuration is named by its NAME, one of the API by its ID. add makes one of the API for an\n"
 		"application and prints its secret, once, and its public key; without --event it gets all events.\n", ctl_webhook },
 	{ "status", "", "is everything well? exit status 1 when not", "", ctl_status },
+	{ "instance", "forget NAME", "give up a daemon that will never come back",
+		"What it had asked a provider and never wrote down may then be asked again by the others at once, instead of after\n"
+		"refresh.takeover_delay. Its answers are lost only if it really never comes back. Refused while it is alive.\n", ctl_instance },
 	{ "top", "", "status again and again, on a terminal; q leaves", "", ctl_top },
 	{ "providers", "[NAME]", "providers of the configuration and how their connections are", "", ctl_providers },
 	{ "rekey", "[--check]", "seal everything under the first key of the keyring",
@@ -255,16 +258,14 @@ int ctl_connect_any(struct ctl *c)
 int ctl_connect(struct ctl *c)
 {
 	struct fault f = { 0 };
-	int version = 0;
+	struct migrations_state schema;
 	CTL_TRY(ctl_connect_any(c));
-	if (migrations_version(c->pg, &version, &f) != 0)
+	if (migrations_look(c->pg, &schema, &f) != 0)
 		return ctl_fail("database", &f);
-	if (version == 0)
-		return ctl_complain("database: it holds no refreshd schema yet: run refreshctl migrate");
-	if (version < SCHEMA_VERSION)
-		return ctl_complain("database: schema version %d is older than this program's %d: run refreshctl migrate", version, SCHEMA_VERSION);
-	if (version > SCHEMA_VERSION)
-		return ctl_complain("database: schema version %d is newer than this program's %d: use a newer refreshctl", version, SCHEMA_VERSION);
+	if (!migrations_fit(&schema)) {
+		(void)migrations_refuse(&schema, "refreshctl", &f);
+		return ctl_fail("database", &f);
+	}
 	return CTL_OK;
 }
 

@@ -123,6 +123,7 @@ int ctl_refresh(struct ctl *c, int argc, char **argv);
 int ctl_token(struct ctl *c, int argc, char **argv);
 int ctl_webhook(struct ctl *c, int argc, char **argv);
 int ctl_status(struct ctl *c, int argc, char **argv);
+int ctl_instance(struct ctl *c, int argc, char **argv);
 int ctl_top(struct ctl *c, int argc, char **argv);
 int ctl_providers(struct ctl *c, int argc, char **argv);
 int ctl_rekey(struct ctl *c, int argc, char **argv);

@@ -16,10 +16,31 @@
 
 /* ---------------------------------------------------------------- migrate */
 
+static void print_steps(const struct migrations_state *from)
+{
+	if (from->version == SCHEMA_VERSION) {
+		printf("schema version %d: nothing to do\n", SCHEMA_VERSION);
+		return;
+	}
+	if (from->version > SCHEMA_VERSION) {
+		printf("schema version %d is newer than this program's %d and good for it: nothing to do\n", from->version, SCHEMA_VERSION);
+		return;
+	}
+	printf("schema version %d -> %d\n", from->version, SCHEMA_VERSION);
+	for (int v = from->version + 1; v <= SCHEMA_VERSION; v++)
+		printf("  %d: %s\n", v, migrations_what(v));
+	int oldest = migrations_compatible_from(SCHEMA_VERSION);
+	if (from->version > 0)
+		printf("daemons that were made for %s go on; restart them one after the other\n",
+			from->version >= oldest ? "the version before" : "it");
+	if (from->version > 0 && from->version < oldest)
+		printf("older daemons have stopped refreshing: replace them now\n");
+}
+
 int ctl_migrate(struct ctl *c, int argc, char **argv)
 {
 	struct fault f = { 0 };
-	int from = 0;
+	struct migrations_state from = { 0 };
 	CTL_TRY(ctl_options(c, argc, argv, NULL, 0, 0, 0));
 	CTL_TRY(ctl_connect_any(c));
 	if (migrations_apply(c->pg, &from, &f) != 0)
@@ -28,15 +49,12 @@ int ctl_migrate(struct ctl *c, int argc, char **argv)
 		struct ctl_json j;
 		ctl_json_begin(&j);
 		jsonw_object(&j.w, NULL);
-		jsonw_int(&j.w, "from", from);
-		jsonw_int(&j.w, "to", SCHEMA_VERSION);
+		jsonw_int(&j.w, "from", from.version);
+		jsonw_int(&j.w, "to", from.version > SCHEMA_VERSION ? from.version : SCHEMA_VERSION);
 		jsonw_object_end(&j.w);
 		return ctl_json_end(&j);
 	}
-	if (from == SCHEMA_VERSION)
-		printf("schema version %d: nothing to do\n", SCHEMA_VERSION);
-	else
-		printf("schema version %d -> %d\n", from, SCHEMA_VERSION);
+	print_steps(&from);
 	return CTL_OK;
 }
 

@@ -18,6 +18,7 @@
 #include "base/mem.h"
 #include "base/sys.h"
 #include "model/connection.h"
+#include "model/slots.h"
 #include "service/migrations.h"
 #include "service/vault_ops.h"
 
@@ -26,13 +27,14 @@
 #define TOP_COUNT_EVERY 5
 
 struct daemon_row {
-	char *name, *version;
+	char *name, *version, *presence;
 	int64_t started_at, heartbeat_at;
-	bool alive, gone;
+	bool alive, gone, running;
+	unsigned slots; /* of 1024 */
 };
 
 struct picture {
-	int schema;
+	struct migrations_state schema;
 	struct daemon_row *daemons;
 	size_t n_daemons, n_alive;
 	struct vault_status s;
@@ -44,6 +46,7 @@ static void picture_fini(struct picture *p)
 	for (size_t i = 0; i < p->n_daemons; i++) {
 		mem_free(p->daemons[i].name);
 		mem_free(p->daemons[i].version);
+		mem_free(p->daemons[i].presence);
 	}
 	mem_free(p->daemons);
 	buf_fini(&p->wrong);
@@ -65,9 +68,29 @@ static int on_instance(void *arg, const struct vault_instance *i)
 	struct picture *p = arg;
 	p->daemons = mem_realloc(p->daemons, p->n_daemons + 1, sizeof(*p->daemons));
 	p->daemons[p->n_daemons++] = (struct daemon_row){ .name = mem_strdup(i->name), .version = mem_strdup(i->version),
-		.started_at = i->started_at, .heartbeat_at = i->heartbeat_at, .alive = i->alive, .gone = i->gone };
+		.presence = mem_strdup(i->presence), .started_at = i->started_at, .heartbeat_at = i->heartbeat_at, .alive = i->alive,
+		.gone = i->gone, .running = i->alive && strcmp(i->presence, "running") == 0 };
 	p->n_alive += i->alive;
 	return 0;
+}
+
+/* As the daemons do it among themselves. */
+static void count_slots(struct picture *p)
+{
+	const char **names = mem_calloc(p->n_daemons + 1, sizeof(*names));
+	struct slots own;
+	size_t n = 0, self = 0;
+	for (size_t i = 0; i < p->n_daemons; i++) {
+		if (p->daemons[i].running)
+			names[n++] = p->daemons[i].name;
+	}
+	for (size_t i = 0; i < p->n_daemons; i++) {
+		if (!p->daemons[i].running)
+			continue;
+		slots_divide(names, n, self++, &own, NULL);
+		p->daemons[i].slots = own.n;
+	}
+	mem_free(names);
 }
 
 static void judge_daemons(struct picture *p)
@@ -78,7 +101,10 @@ static void judge_daemons(struct picture *p)
 	for (size_t i = 0; i < p->n_daemons; i++) {
 		const struct daemon_row *d = &p->daemons[i];
 		if (!d->alive && !d->gone)
-			wrong(p, "daemon %.200s said nothing since its heartbeat %s and did not say goodbye", d->name, ctl_ago(d->heartbeat_at, when));
+			wrong(p, "daemon %.200s said nothing since its heartbeat %s and did not say goodbye (lost for ever? refreshctl instance forget)",
+				d->name, ctl_ago(d->heartbeat_at, when));
+		if (d->alive && strcmp(d->presence, "paused") == 0)
+			wrong(p, "daemon %.200s is alive and cannot refresh: its log says why", d->name);
 	}
 }
 
@@ -103,15 +129,17 @@ static void judge(struct picture *p)
 static int look(struct ctl *c, bool count_all, struct picture *p, struct fault *f)
 {
 	*p = (struct picture){ .wrong = BUF_INIT((size_t)1024 * 1024) };
-	int rc = migrations_version(c->pg, &p->schema, f);
+	int rc = migrations_look(c->pg, &p->schema, f);
 	if (rc != 0)
 		return rc;
-	if (p->schema != SCHEMA_VERSION) {
-		wrong(p, "the database has schema version %d, this program needs %d: %s", p->schema, SCHEMA_VERSION,
-			p->schema < SCHEMA_VERSION ? "run refreshctl migrate" : "use a newer refreshctl");
+	if (!migrations_fit(&p->schema)) {
+		struct fault why = { 0 };
+		(void)migrations_refuse(&p->schema, "refreshctl", &why);
+		wrong(p, "%s", why.text);
 		return 0;
 	}
 	rc = vault_instances(c->pg, on_instance, p, f);
+	count_slots(p);
 	if (rc == 0)
 		rc = vault_status(c->pg, count_all, &p->s, f);
 	if (rc == 0)
@@ -152,16 +180,17 @@ static void print_counts(const struct vault_status *s)
 
 static void print_daemons(const struct ctl *c, const struct picture *p)
 {
-	static const char *const headers[] = { "DAEMON", "VERSION", "STATE", "HEARTBEAT", "STARTED" };
+	static const char *const headers[] = { "DAEMON", "VERSION", "STATE", "SLOTS", "HEARTBEAT", "STARTED" };
 	char when[CTL_TIME_BYTES];
 	if (p->n_daemons == 0)
 		return;
-	struct ctl_table *t = ctl_table_new(c, headers, 5);
+	struct ctl_table *t = ctl_table_new(c, headers, 6);
 	for (size_t i = 0; i < p->n_daemons; i++) {
 		const struct daemon_row *d = &p->daemons[i];
 		ctl_table_cell(t, "%s", d->name);
 		ctl_table_cell(t, "%s", d->version);
-		ctl_table_cell(t, "%s", d->alive ? "alive" : d->gone ? "stopped" : "silent");
+		ctl_table_cell(t, "%s", d->alive ? d->presence : d->gone ? "stopped" : "silent");
+		ctl_table_cell(t, "%u", d->slots);
 		ctl_table_cell(t, "%s", ctl_ago(d->heartbeat_at, when));
 		ctl_table_cell(t, "%s", ctl_ago(d->started_at, when));
 	}
@@ -170,8 +199,8 @@ static void print_daemons(const struct ctl *c, const struct picture *p)
 
 static void print_picture(const struct ctl *c, const struct picture *p)
 {
-	printf("schema version %d\n", p->schema);
-	if (p->schema == SCHEMA_VERSION) {
+	printf("schema version %d\n", p->schema.version);
+	if (migrations_fit(&p->schema)) {
 		print_daemons(c, p);
 		print_counts(&p->s);
 	}
@@ -218,19 +247,21 @@ static int json_picture(const struct picture *p)
 		s += n + 1;
 	}
 	jsonw_array_end(w);
-	jsonw_int(w, "schema_version", p->schema);
+	jsonw_int(w, "schema_version", p->schema.version);
 	jsonw_array(w, "daemons");
 	for (size_t i = 0; i < p->n_daemons; i++) {
 		jsonw_object(w, NULL);
 		jsonw_str(w, "name", p->daemons[i].name);
 		jsonw_str(w, "version", p->daemons[i].version);
 		jsonw_bool(w, "alive", p->daemons[i].alive);
+		jsonw_str(w, "presence", p->daemons[i].gone ? "stopped" : p->daemons[i].presence);
+		jsonw_int(w, "slots", p->daemons[i].slots);
 		ctl_json_time(w, "heartbeat_at", p->daemons[i].heartbeat_at);
 		ctl_json_time(w, "started_at", p->daemons[i].started_at);
 		jsonw_object_end(w);
 	}
 	jsonw_array_end(w);
-	if (p->schema == SCHEMA_VERSION)
+	if (migrations_fit(&p->schema))
 		json_counts(w, &p->s);
 	jsonw_object_end(w);
 	return ctl_json_end(&j);

@@ -14,6 +14,7 @@ static const char MIGRATION_1[] =
 	"CREATE SCHEMA refreshd;"
 	"CREATE TABLE refreshd.schema_version ("
 	" version integer PRIMARY KEY,"
+	" compatible_from integer," /* null: itself alone */
 	" applied_at timestamptz NOT NULL DEFAULT now());"
 
 	"CREATE TABLE refreshd.application ("
@@ -175,7 +176,16 @@ static const char MIGRATION_1[] =
 	" PRIMARY KEY (event_id, endpoint_id)) WITH (fillfactor = 80);"
 	"CREATE INDEX delivery_waiting ON refreshd.delivery (endpoint_id, due_at) WHERE done_at IS NULL;";
 
-static const char *const migrations[SCHEMA_VERSION] = { MIGRATION_1 };
+/* compatible_from: the oldest program that may go on while the new ones come, one after the other. It may be older than the step
+ * itself only when the step leaves everything that such a program reads and writes as it was: new tables, new columns with a
+ * default. */
+static const struct step {
+	const char *sql;
+	int compatible_from;
+	const char *what;
+} steps[SCHEMA_VERSION] = {
+	{ MIGRATION_1, 1, "tables for connections, credentials, their schedule, events, webhooks and instances" },
+};
 
 static const struct pgstmt SQL_HAS_SCHEMA = {
 	"migrations_has_schema",
@@ -183,43 +193,73 @@ static const struct pgstmt SQL_HAS_SCHEMA = {
 };
 static const struct pgstmt SQL_VERSION = {
 	"migrations_version",
-	"SELECT coalesce(max(version), 0) FROM refreshd.schema_version",
+	"SELECT version, coalesce(compatible_from, version) FROM refreshd.schema_version ORDER BY version DESC LIMIT 1",
 };
 static const struct pgstmt SQL_RECORD = {
 	"migrations_record",
-	"INSERT INTO refreshd.schema_version (version) VALUES ($1)",
+	"INSERT INTO refreshd.schema_version (version, compatible_from) VALUES ($1, $2)",
 };
 
-static int one_int(struct pgsync *pg, const struct pgstmt *stmt, int *out, struct fault *f)
+bool migrations_fit(const struct migrations_state *s)
 {
-	struct pgresult r;
-	int e = pgsync_query(pg, stmt, NULL, &r, NULL, f);
-	if (e != 0)
-		return e;
-	*out = (int)(stmt == &SQL_HAS_SCHEMA ? pgresult_bool(&r, 0, 0) : pgresult_int(&r, 0, 0));
-	pgsync_clear(&r);
-	return 0;
+	return s->version == SCHEMA_VERSION || (s->version > SCHEMA_VERSION && s->compatible_from <= SCHEMA_VERSION);
 }
 
-int migrations_version(struct pgsync *pg, int *version, struct fault *f)
+int migrations_refuse(const struct migrations_state *s, const char *program, struct fault *f)
 {
-	int has = 0;
-	int e = one_int(pg, &SQL_HAS_SCHEMA, &has, f);
-	if (e != 0 || !has) {
-		if (e == 0)
-			*version = 0;
+	if (s->version == 0)
+		return fault_set(f, ST_VERSION, "the database has no schema of refreshd yet (version 0, this program needs %d): run `refreshctl migrate`",
+			SCHEMA_VERSION);
+	if (s->version < SCHEMA_VERSION)
+		return fault_set(f, ST_VERSION, "the database has schema version %d, this program needs %d: run `refreshctl migrate`", s->version,
+			SCHEMA_VERSION);
+	return fault_set(f, ST_VERSION, "the database has schema version %d, for programs that know version %d; this one knows %d: use a newer %s",
+		s->version, s->compatible_from, SCHEMA_VERSION, program);
+}
+
+const char *migrations_what(int version)
+{
+	ALWAYS(version >= 1 && version <= SCHEMA_VERSION);
+	return steps[version - 1].what;
+}
+
+int migrations_compatible_from(int version)
+{
+	ALWAYS(version >= 1 && version <= SCHEMA_VERSION);
+	return steps[version - 1].compatible_from;
+}
+
+int migrations_look(struct pgsync *pg, struct migrations_state *out, struct fault *f)
+{
+	struct pgresult r;
+	struct migrations_state s = { 0 };
+	int e = pgsync_query(pg, &SQL_HAS_SCHEMA, NULL, &r, NULL, f);
+	if (e != 0)
 		return e;
+	bool has = pgresult_bool(&r, 0, 0);
+	pgsync_clear(&r);
+	if (has) {
+		e = pgsync_query(pg, &SQL_VERSION, NULL, &r, NULL, f);
+		if (e != 0)
+			return e;
+		if (pgresult_rows(&r) == 1) {
+			s.version = (int)pgresult_int(&r, 0, 0);
+			s.compatible_from = (int)pgresult_int(&r, 0, 1);
+		}
+		pgsync_clear(&r);
 	}
-	return one_int(pg, &SQL_VERSION, version, f);
+	*out = s;
+	return 0;
 }
 
 static int apply_one(struct pgsync *pg, int version, struct fault *f)
 {
-	int e = pgsync_exec(pg, migrations[version - 1], f);
+	int e = pgsync_exec(pg, steps[version - 1].sql, f);
 	if (e != 0)
 		return fault_wrap(f, e, "migration %d", version);
 	struct pgargs *a = pgargs_new();
 	pgargs_i32(a, version);
+	pgargs_i32(a, steps[version - 1].compatible_from);
 	struct pgresult r;
 	e = pgsync_query(pg, &SQL_RECORD, a, &r, NULL, f);
 	if (e == 0)
@@ -227,27 +267,22 @@ static int apply_one(struct pgsync *pg, int version, struct fault *f)
 	return e;
 }
 
-static int apply_all(struct pgsync *pg, int *from, struct fault *f)
+static int apply_all(struct pgsync *pg, struct migrations_state *from, struct fault *f)
 {
-	int version = 0;
 	/* Two migrations at once: the second waits here and then finds nothing to do. */
 	int e = pgsync_exec(pg, "SELECT pg_advisory_xact_lock(7236281337)", f);
 	if (e == 0)
-		e = migrations_version(pg, &version, f);
-	if (e != 0)
-		return e;
-	*from = version;
-	if (version > SCHEMA_VERSION)
-		return fault_set(f, ST_VERSION, "the database has schema version %d, this program knows versions up to %d: use a newer refreshd",
-			version, SCHEMA_VERSION);
-	while (e == 0 && version < SCHEMA_VERSION)
+		e = migrations_look(pg, from, f);
+	if (e == 0 && from->version > SCHEMA_VERSION && !migrations_fit(from))
+		e = migrations_refuse(from, "refreshd", f);
+	for (int version = from->version; e == 0 && version < SCHEMA_VERSION;)
 		e = apply_one(pg, ++version, f);
 	return e;
 }
 
-int migrations_apply(struct pgsync *pg, int *from, struct fault *f)
+int migrations_apply(struct pgsync *pg, struct migrations_state *from, struct fault *f)
 {
-	int found = 0;
+	struct migrations_state found = { 0 };
 	int e = pgsync_exec(pg, "BEGIN", f);
 	if (e != 0)
 		return e;

@@ -37,8 +37,19 @@ static const struct pgstmt SQL_REFRESH_NOW = {
 };
 static const struct pgstmt SQL_INSTANCES = {
 	"vault_instances",
-	"SELECT name, version, epoch, started_at, heartbeat_at, gone, NOT gone AND heartbeat_at > now() - interval '20 seconds'"
-	" FROM refreshd.instance ORDER BY name",
+	"SELECT name, version, epoch, started_at, heartbeat_at, gone, NOT gone AND heartbeat_at > now() - interval '20 seconds', presence"
+	" FROM refreshd.instance ORDER BY name COLLATE \"C\"",
+};
+/* A lease that has not run out is left: if the operator is wrong, a request may be out. Owner 0 is nobody, so that the doubt is
+ * still counted. */
+static const struct pgstmt SQL_FORGET = {
+	"vault_instance_forget",
+	"WITH i AS (SELECT name, epoch, former_epochs, NOT gone AND heartbeat_at > now() - interval '20 seconds' AS alive"
+	" FROM refreshd.instance WHERE name = $1 FOR UPDATE),"
+	" d AS (DELETE FROM refreshd.instance n USING i WHERE n.name = i.name AND NOT i.alive RETURNING 1),"
+	" s AS (UPDATE refreshd.schedule s SET lease_owner = 0 FROM i WHERE NOT i.alive"
+	" AND (s.lease_owner = i.epoch OR s.lease_owner = ANY (i.former_epochs)) RETURNING 1)"
+	" SELECT i.alive, (SELECT count(*) FROM s) FROM i",
 };
 static const struct pgstmt SQL_STATUS = {
 	"vault_status",
@@ -192,11 +203,31 @@ int vault_instances(struct pgsync *pg, vault_instance_fn *fn, void *arg, struct 
 			.heartbeat_at = pgresult_time(&r, i, 4),
 			.gone = pgresult_bool(&r, i, 5),
 			.alive = pgresult_bool(&r, i, 6),
+			.presence = pgresult_text(&r, i, 7, NULL),
 		};
 		rc = fn(arg, &x);
 	}
 	pgsync_clear(&r);
 	return rc;
+}
+
+int vault_instance_forget(struct pgsync *pg, const char *name, int64_t *leases, struct fault *f)
+{
+	struct pgresult r;
+	struct pgargs *a = pgargs_new();
+	pgargs_text(a, name);
+	int rc = pgsync_query(pg, &SQL_FORGET, a, &r, NULL, f);
+	if (rc != 0)
+		return rc;
+	bool there = pgresult_rows(&r) == 1, alive = there && pgresult_bool(&r, 0, 0);
+	int64_t n = there ? pgresult_int(&r, 0, 1) : 0;
+	pgsync_clear(&r);
+	if (!there)
+		return fault_set(f, ST_NOT_FOUND, "there is no instance %.200s", name);
+	if (alive)
+		return fault_set(f, ST_DENIED, "instance %.200s is alive: stop it first", name);
+	*leases = n;
+	return vault_notify(pg, NULL, f);
 }
 
 static int count_all_tables(struct pgsync *pg, struct vault_status *out, struct fault *f)

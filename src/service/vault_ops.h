@@ -29,12 +29,14 @@ int vault_refresh_now(struct pgsync *pg, const uint8_t id[16], struct fault *f) 
 
 /* ---- status ---- */
 struct vault_instance {
-	const char *name, *version;
+	const char *name, *version, *presence; /* presence as the daemon said it: STORE_PRESENCE_LIST, or a newer word */
 	int64_t epoch, started_at, heartbeat_at;
 	bool gone, alive;
 };
 typedef int vault_instance_fn(void *arg, const struct vault_instance *i);
 int vault_instances(struct pgsync *pg, vault_instance_fn *fn, void *arg, struct fault *f) MUST_USE;
+/* Removes an instance that is not alive; what it left unresolved may be taken over at once. ST_NOT_FOUND, ST_DENIED (it is alive). */
+int vault_instance_forget(struct pgsync *pg, const char *name, int64_t *leases, struct fault *f) MUST_USE;
 struct vault_status {
 	int64_t due;		  /* due and not leased */
 	int64_t overdue;	  /* so for more than a minute */

@@ -111,7 +111,7 @@ static void setup(void)
 {
 	struct fault f = { 0 };
 	const struct resolver_params rp = { .timeout_us = 2 * US_PER_S };
-	int from;
+	struct migrations_state from;
 	if (cluster == NULL) {
 		cluster = pgcluster_new();
 		ck_assert_int_eq(atexit(end_cluster), 0);

@@ -60,7 +60,7 @@ static long number(const char *query)
 static void setup(void)
 {
 	struct fault f = {0};
-	int from;
+	struct migrations_state from;
 	char url[500], name[] = "one";
 	uint8_t home[16] = {1};
 	world_open();

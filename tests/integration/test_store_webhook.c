@@ -74,7 +74,7 @@ static long number(const char *query)
 static void setup(void)
 {
 	struct fault f = {0};
-	int from;
+	struct migrations_state from;
 	world_open();
 	ck_assert_msg(
 		pgsync_connect(pgcluster_url(world.cluster, ""), "test", &sync_conn, &f) == 0, "%s", f.text);

@@ -343,8 +343,8 @@ class Metrics:
 class Vault:
 	"""A database, a configuration, and the daemon that runs with it. Paths: dir/refreshd.yaml, dir/state, dir/log."""
 
-	def __init__(self, world, name, providers, clients=None, db_url=None, wrap=None, migrate=True, **sections):
-		"""providers: key -> options over a default of the realm of that name in world.sim. sections: whole
+	def __init__(self, world, name, providers, clients=None, db_url=None, wrap=None, migrate=True, beside=None, **sections):
+		"""beside: another vault, whose database, keyring and clients' secret this daemon shares. providers: key -> options over a default of the realm of that name in world.sim. sections: whole
 		top-level sections to merge over the defaults. wrap: arguments for the setpriv that starts the daemon."""
 		self.world, self.name, self.wrap = world, name, list(wrap or [])
 		self.dir = os.path.join(world.dir, name)
@@ -356,15 +356,15 @@ class Vault:
 		self.state_dir = os.path.join(self.dir, "state")
 		self.proc = None
 		self.program = None  # another build than REFRESHD
-		self.dbname = "v_" + re.sub(r"[^a-z0-9]", "_", name)
-		self.keyring = "k1 %s\n" % base64.b64encode(os.urandom(32)).decode()
+		self.dbname = beside.dbname if beside else "v_" + re.sub(r"[^a-z0-9]", "_", name)
+		self.keyring = beside.keyring if beside else "k1 %s\n" % base64.b64encode(os.urandom(32)).decode()
 		self.secret_file = self.write("client-secret", CLIENT_SECRET + "\n")
 		self.conf = {
 			"instance": name[:60],
 			"state_dir": self.state_dir,
 			"insecure_http": "loopback",
 			"log": {"format": "json", "level": "info"},
-			"database": {"url": db_url or world.pg.create_database(self.dbname, "template0")},
+			"database": {"url": beside.conf["database"]["url"] if beside else db_url or world.pg.create_database(self.dbname, "template0")},
 			"keyring_file": self.write("keyring", self.keyring),
 			"metrics": {"listen": "127.0.0.1:%d" % self.port},
 			"refresh": {"poll_interval": "200ms"},
@@ -382,7 +382,7 @@ class Vault:
 				self.conf[section] = value
 		self.write_conf()
 		self.watched = False
-		if migrate:
+		if migrate and not beside:
 			self.migrate()
 
 	def add_provider(self, key, options):
