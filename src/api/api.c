@@ -176,7 +176,7 @@ static void run(struct api_call *c)
 	struct api *a = c->api;
 	size_t n;
 	(void)httpd_body(c->req, &n);
-	if (n > API_BODY_MAX) {
+	if (n > API_BODY_MAX && !c->route->empty_body) {
 		api_fail(c, API_TOO_LARGE, "the body is larger than %zu bytes", API_BODY_MAX);
 	} else if (!can_ask(a)) {
 		fail_away(c);
@@ -385,12 +385,18 @@ static void on_request(void *arg, struct httpd_request *req)
 		authenticate(c);
 }
 
-static void on_refused(void *arg, int status, struct buf *body)
+static void on_refused(void *arg, int status, struct buf *headers, struct buf *body)
 {
-	char code[8];
+	char code[8], request[STR_UUID_BYTES];
+	uint8_t id[16];
 	(void)arg;
-	if (body != NULL)
+	sys_uuid4(id);
+	str_format_uuid(id, request);
+	if (body != NULL) {
 		api_write_refusal(body, status);
+		ALWAYS(buf_printf(headers, "Request-Id: %s\r\n", request) == 0);
+		log_debug("api.request", K_WORD("route", "other"), K_INT("code", status), K_TEXT("request", request));
+	}
 	(void)snprintf(code, sizeof code, "%d", status);
 	metrics_inc(M_API_REQUESTS, "other", code);
 }

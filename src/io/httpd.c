@@ -210,10 +210,11 @@ static void conn_reply(struct conn *c, int status, const char *type, const char 
 static void conn_refuse(struct conn *c, int status)
 {
 	struct httpd *h = c->httpd;
-	struct buf text;
-	buf_init(&text, REFUSAL_BYTES);
+	struct buf text = BUF_INIT(REFUSAL_BYTES), headers = BUF_INIT(REFUSAL_BYTES);
+	if (status == 503)
+		ALWAYS(buf_puts(&headers, "Retry-After: 1\r\n") == 0);
 	if (h->on_refused)
-		h->on_refused(h->on_refused_arg, status, &text);
+		h->on_refused(h->on_refused_arg, status, &headers, &text);
 	bool json = text.len > 0;
 	if (!json)
 		ALWAYS(buf_printf(&text, "%d %s\n", status, httpd_reason(status)) == 0);
@@ -221,9 +222,9 @@ static void conn_refuse(struct conn *c, int status)
 	bufferevent_disable(c->bev, EV_READ);
 	conn_drop_request(c);
 	c->close_after = true;
-	conn_reply(c, status, json ? "application/json" : "text/plain; charset=utf-8", status == 503 ? "Retry-After: 1\r\n" : "", &text,
-		head_only);
+	conn_reply(c, status, json ? "application/json" : "text/plain; charset=utf-8", buf_str(&headers), &text, head_only);
 	buf_fini(&text);
+	buf_fini(&headers);
 }
 
 /* --- requests */
@@ -433,7 +434,7 @@ static void on_accept_error(struct evconnlistener *l, void *arg)
 	evconnlistener_disable(l);
 	loop_timer_after(h->accept_timer, ACCEPT_PAUSE_US);
 	if (h->on_refused)
-		h->on_refused(h->on_refused_arg, 503, NULL);
+		h->on_refused(h->on_refused_arg, 503, NULL, NULL);
 }
 
 static void on_accept_timer(void *arg)

@@ -69,11 +69,11 @@ void httpd_reply_header(struct httpd_request *r, const char *name, const char *v
 /* Sends and releases r. The body is moved (NULL: none). 4xx framing errors never reach the handler. */
 void httpd_reply(struct httpd_request *r, int status, const char *content_type, struct buf *body);
 /*
- * For counting what httpd answered by itself (400, 408, 413, 417, 431, 501, 503, 505), and for saying it in one's own JSON: what is
- * written to `body`, of 2 KiB at most. `body` NULL: nothing is answered, a connection could not be accepted for lack of descriptors
- * (503; it waits). fn must not free the server.
+ * For counting what httpd answered by itself (400, 408, 413, 417, 431, 501, 503, 505), and for saying it in one's own way: `headers`
+ * takes whole lines, `body` JSON, each of 2 KiB at most. Both NULL: nothing is answered, a connection could not be accepted for lack of
+ * descriptors (503; it waits). fn must not free the server.
  */
-typedef void httpd_refused_fn(void *arg, int status, struct buf *body);
+typedef void httpd_refused_fn(void *arg, int status, struct buf *headers, struct buf *body);
 void httpd_on_refused(struct httpd *h, httpd_refused_fn *fn, void *arg);
 
 #endif

@@ -1,4 +1,5 @@
-"""A caller of refreshd's API for scripted tests: one request at a time, every byte of it as wanted."""
+"""A caller of refreshd's API for scripted tests: one request at a time, every byte of it as wanted. Every answer is held against
+docs/openapi.json on its way."""
 import http.client
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 import urllib.parse
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from openapi import document
 
 
 class Answer:
@@ -78,7 +80,9 @@ class Client:
 		try:
 			c.request(method, path, body=data, headers={k: v.encode() if isinstance(v, str) else v for k, v in h.items()})
 			r = c.getresponse()
-			return Answer(r.status, r.getheaders(), r.read().decode())
+			a = Answer(r.status, r.getheaders(), r.read().decode())
+			document.answer(method, path, a.status, a.headers, a.body)
+			return a
 		finally:
 			c.close()
 

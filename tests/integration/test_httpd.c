@@ -93,9 +93,11 @@ static void on_request(void *arg, struct httpd_request *r)
 		answer(r);
 }
 
-static void on_refused(void *arg, int status, struct buf *body)
+static void on_refused(void *arg, int status, struct buf *headers, struct buf *body)
 {
 	(void)arg;
+	if (headers != NULL)
+		ck_ok(buf_puts(headers, "X-Refused: yes\r\n"));
 	if (status == 408 && body != NULL)
 		ck_ok(buf_puts(body, "{\"slow\":true}"));
 	refused[n_refused++ % 8] = status;
@@ -693,7 +695,7 @@ static void drip(const char *front, const char *piece, int want)
 	int64_t took = sys_mono_us() - began;
 	ck_assert_int_eq(await(c), want);
 	ck_assert_ptr_nonnull(strstr(text, "Content-Type: application/json\r\n")); /* as on_refused says it */
-	ck_assert_ptr_nonnull(strstr(text, "\r\n\r\n{\"slow\":true}"));
+	ck_assert_ptr_nonnull(strstr(text, "\r\nX-Refused: yes\r\n\r\n{\"slow\":true}"));
 	ck_assert_int_ge(took, 250 * US_PER_MS);
 	ck_assert_int_le(took, 2 * US_PER_S);
 	hang_up(c);
