@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""make bench: measures, writes bench/results.json, docs/benchmarks.md and its pictures. BENCH=long for the long form.
+"""make bench: measures, writes bench/results.json, docs/benchmarks.md and its pictures. BENCH=long for the long form,
+BENCH=smoke to see whether all of it runs.
 
 	bench.py [NAME]...      these measurements only; the others keep what the results hold
 	bench.py --missing      those that the results do not have of this form and commit: goes on where an earlier run ended
@@ -33,8 +34,8 @@ import tables
 from parts import TOP, say
 from pgcluster import pg_bindir
 
-RESULTS = os.path.join(TOP, "bench", "results.json")
-TEN_MILLION = 10000000
+IN_TREE = os.path.join("bench", "results.json")
+MILLION, TEN_MILLION = 1000000, 10000000
 Measure = collections.namedtuple("Measure", "name fn keys short_s long_s")
 # keys: what it may write of the results. Seconds: on a quiet machine of two cores; short_s None: only in the long form.
 MEASURES = [
@@ -45,7 +46,7 @@ MEASURES = [
 	Measure("peers", peers.measure, ("http2", "tls_connect"), 150, 800),
 	Measure("lateness", lateness.measure, ("lateness_half_rate", "lateness_tenth_rate", "webhooks"), 240, 1000),
 	Measure("idle", idle.measure, ("idle", "rows"), 90, 400),
-	Measure("tables", tables.measure, tables.KEYS, 240, 800),
+	Measure("tables", lambda form: tables.measure(form, (SMOKE_ROWS if form.name == "smoke" else MILLION,)), tables.KEYS, 240, 800),
 	Measure("hour", hour.measure, ("compressed_hour",), 110, 1200),
 	Measure("postgres", bloat.measure, ("postgres",), 100, 720),
 	Measure("tables_10m", lambda form: tables.measure(form, (TEN_MILLION,)), tables.KEYS, None, 2700),
@@ -55,7 +56,10 @@ Form = collections.namedtuple("Form", "name runs imports connections window_s na
 FORMS = {
 	"short": Form("short", 3, 20000, 40000, 5, 3, 8, 1000000, 8, 80000, 40000, 60, 75, 40000, 60, 1),
 	"long": Form("long", 5, 100000, 200000, 30, 15, 60, 1000000, 30, 250000, 1000000, 600, 660, 100000, 600, 1),
+	# Whether everything runs: figures of it are worth nothing and stay in the build folder.
+	"smoke": Form("smoke", 1, 1000, 8000, 1, 1, 2, 20000, 2, 40000, 4000, 20, 20, 6000, 12, 1),
 }
+SMOKE_ROWS = 50000
 
 
 def first_line(argv):
@@ -82,9 +86,9 @@ def commit():
 	return name or "not in git"
 
 
-def read_results():
+def read_results(top):
 	try:
-		with open(RESULTS) as f:
+		with open(os.path.join(top, IN_TREE)) as f:
 			return json.load(f)
 	except FileNotFoundError:
 		return {}
@@ -96,15 +100,21 @@ def write(path, text):
 	os.replace(path + ".tmp", path)
 
 
-def save(results):
+def save(results, top):
 	report.fill_missing(results)
-	write(RESULTS, json.dumps(results, indent=1, sort_keys=True) + "\n")
-	write_report(results)
-
-
-def write_report(results):
+	write(os.path.join(top, IN_TREE), json.dumps(results, indent=1, sort_keys=True) + "\n")
 	for path, text in report.files(results).items():
-		write(os.path.join(TOP, path), text)
+		write(os.path.join(top, path), text)
+
+
+def where(form):
+	"""The folder whose bench/ and docs/ are written."""
+	if form.name != "smoke":
+		return TOP
+	top = os.path.join(parts.w.BUILD, "bench", "smoke")
+	for name in ("bench", "docs"):
+		os.makedirs(os.path.join(top, name), exist_ok=True)
+	return top
 
 
 def merge(into, new):
@@ -146,7 +156,7 @@ def run(m, form, results):
 	results.setdefault("measured", {})[m.name] = {"date": results["date"], "commit": results["commit"], "form": form.name,
 		"seconds": round(time.monotonic() - began), "load_before": [round(x, 2) for x in load],
 		"load_after": [round(x, 2) for x in os.getloadavg()], "stolen_percent": round(100 * taken / max(1, all_ticks), 2)}
-	save(results)
+	save(results, where(form))
 	return True
 
 
@@ -155,7 +165,7 @@ def takes(m, form, results):
 	last = results.get("measured", {}).get(m.name, {})
 	if last.get("form") == form.name and "seconds" in last:
 		return last["seconds"]
-	return m.short_s if form.name == "short" else m.long_s
+	return {"long": m.long_s, "smoke": 25}.get(form.name, m.short_s)
 
 
 def minutes(seconds):
@@ -191,20 +201,20 @@ def check(results):
 def main():
 	signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is cleaned up
 	wanted = sys.argv[1:]
-	results = read_results()
 	if wanted in (["-h"], ["--help"]):
 		print(__doc__.strip())
 		return 0
 	if wanted == ["--report"]:
-		save(results)
+		save(read_results(TOP), TOP)
 		return 0
 	if wanted == ["--check"]:
-		return check(results)
+		return check(read_results(TOP))
 	names = [m.name for m in MEASURES]
 	form = FORMS.get(os.environ.get("BENCH") or "short")
 	if form is None:
 		print("bench: BENCH is one of: %s" % ", ".join(FORMS), file=sys.stderr)
 		return 2
+	results = read_results(where(form))
 	unknown = [x for x in wanted if x not in names and wanted not in (["--missing"], ["--list"])]
 	if unknown:
 		print("bench: %s is not one of: %s" % (", ".join(unknown), ", ".join(names)), file=sys.stderr)
@@ -220,7 +230,7 @@ def main():
 		tables.room_for(TEN_MILLION, parts.tempfile.gettempdir())
 	began = time.monotonic()
 	failed = [m.name for m in chosen if not run(m, form, results)]
-	say("%s; results in %s" % (minutes(time.monotonic() - began), os.path.relpath(RESULTS)))
+	say("%s; results in %s" % (minutes(time.monotonic() - began), os.path.relpath(os.path.join(where(form), IN_TREE))))
 	if failed:
 		say("failed: " + ", ".join(failed))
 	return 1 if failed else 0

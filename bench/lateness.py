@@ -96,7 +96,7 @@ def delivered(v, begin, end):
 		(SELECT count(*) FROM refreshd.event WHERE fanned_out_at IS NULL) FROM refreshd.delivery WHERE delivered
 		AND done_at BETWEEN to_timestamp(%f) AND to_timestamp(%f)""" % (begin, end)).split("|")
 	if int(n) == 0:
-		raise RuntimeError("no webhook was delivered")
+		raise RuntimeError("no webhook was delivered in the window; %s events were waiting behind it" % left)
 	return int(n), end - begin if int(left) > 0 else max(float(last) - begin, 0.001)
 
 

@@ -292,7 +292,7 @@ def idle(r):
 
 
 # In the order of the page: what has to be there for it, and who writes it.
-SECTIONS = (("refresh_tls.bare", refreshes), ("node_undici", naive), ("latency_200ms.at_0ms", latency), ("http2", peers), ("lateness_half_rate.most_per_s", lateness),
+SECTIONS = (("refresh_tls.bare", refreshes), ("node_sequential", naive), ("latency_200ms.at_0ms", latency), ("http2", peers), ("lateness_half_rate.most_per_s", lateness),
 	("compressed_hour", hour), ("cost", tables), ("idle.seconds", idle), ("import_api.trivial", imports), ("postgres", postgres))
 
 

@@ -132,7 +132,7 @@ def label(rows):
 	return "%dm" % (rows // 1000000) if rows >= 1000000 else "%dk" % (rows // 1000)
 
 
-def measure(form, sizes=(1000000,)):
+def measure(form, sizes):
 	out = {"rss_mb": {}, "first_refresh_s": {}, "loaded_at_start": {}, "cost": {}}
 	with parts.Place("tables", pg=PG) as place:
 		for rows in sizes:
