@@ -107,8 +107,9 @@ class Tap:
 # ---------------------------------------------------------------- the provider
 
 class Simulator:
-	def __init__(self, folder, realms=(), tls=None, dns=False):
-		"""tls: {"cert", "key", "client_ca"}; realms: command line texts, or dicts with any value by add_realm."""
+	def __init__(self, folder, realms=(), tls=None, dns=False, listen=None):
+		"""tls: {"cert", "key", "client_ca"}; realms: command line texts, or dicts with any value by add_realm; dns: also a name
+		server, at this address:port if it is a text."""
 		os.makedirs(folder, exist_ok=True)
 		self.ready_file = os.path.join(folder, "ready")
 		self.ledger_file = os.path.join(folder, "ledger")
@@ -118,7 +119,9 @@ class Simulator:
 			if tls.get("client_ca"):
 				argv += ["--tls-client-ca", tls["client_ca"]]
 		if dns:
-			argv += ["--dns", "127.0.0.1:0"]
+			argv += ["--dns", "127.0.0.1:0" if dns is True else dns]
+		if listen:
+			argv += ["--listen", listen]
 		for r in realms:
 			argv += ["--realm", r]
 		self.proc = subprocess.Popen(["setpriv", "--pdeathsig", "KILL"] + argv, stdin=subprocess.DEVNULL,

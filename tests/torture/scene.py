@@ -100,8 +100,9 @@ def journal_of(v):
 		[[x["connection_id"], x["attempt_id"]] for x in found if not x["done"]])
 
 
-def evidence(sim, vaults, realm, mode, spans, now=None, lease_us=0, webhook=None, revoked=()):
-	"""What judge.judge() reads, of one realm whose connections are in the database of `vaults`. webhook: the sink's name."""
+def evidence(sim, vaults, realm, mode, spans, now=None, lease_us=0, webhook=None, revoked=(), unfinished=None):
+	"""What judge.judge() reads, of one realm whose connections are in the database of `vaults`. webhook: the sink's name; unfinished: the
+	open records of all journals, when somebody has read them already."""
 	v = vaults[0]
 	opener = w.Unseal(v.keyring)
 	orphans = {x["id"]: x["n"] for x in rows_of(v, "SELECT connection_id AS id, count(*) AS n FROM refreshd.orphan_token WHERE resolved_at IS NULL GROUP BY 1")}
@@ -129,7 +130,7 @@ def evidence(sim, vaults, realm, mode, spans, now=None, lease_us=0, webhook=None
 		"shrunk": watched("SELECT connection_id AS id, was, became FROM watch.shrunk"),
 		"late": watched("SELECT connection_id AS id, %s AS expired_us, %s AS refreshed_us FROM watch.late" % (
 			us_of("expired_at"), us_of("refreshed_at"))),
-		"unfinished": [x for one in vaults for x in journal_of(one)[1] if x[0] in mine],
+		"unfinished": [x for x in ([x for one in vaults for x in journal_of(one)[1]] if unfinished is None else unfinished) if x[0] in mine],
 		"revoked": list(revoked), "now_us": now or now_us(), "lease_us": lease_us,
 	}
 

@@ -22,6 +22,7 @@ from world import wait_until
 LONG = os.environ.get("TORTURE") == "long"
 SEED = int(os.environ.get("REFRESHD_SEED", str(int.from_bytes(os.urandom(4), "little"))))
 AGAIN_S = 10
+LIFE = 6  # refreshed every three seconds
 
 
 def times(short, long):
@@ -61,7 +62,7 @@ def no_event_is_wrong(tap, v):
 
 def backends_killed(tap, world):
 	"""SIGKILL of one session: the postmaster restarts all of them, with crash recovery."""
-	rng, v = random.Random("%d-backends" % SEED), loaded(world, "tbackends")
+	rng, v = random.Random("%d-backends" % SEED), loaded(world, "tbackends", life=LIFE)
 	again, killed = Recovery(world, "tbackends"), times(4, 200)
 	for _ in range(killed):
 		pause(rng.uniform(0.05, 0.6))
@@ -75,7 +76,7 @@ def backends_killed(tap, world):
 
 
 def postmaster_killed(tap, world):
-	rng, v = random.Random("%d-postmaster" % SEED), loaded(world, "tmaster")
+	rng, v = random.Random("%d-postmaster" % SEED), loaded(world, "tmaster", life=LIFE)
 	again, killed = Recovery(world, "tmaster"), times(3, 50)
 	for _ in range(killed):
 		pause(rng.uniform(0.05, 0.6))
@@ -144,7 +145,7 @@ def promoted(tap, world):
 	rng, pair = random.Random("%d-promoted" % SEED), Pair(world)
 	try:
 		world_of_pair = pair.world
-		v = loaded(world_of_pair, "tpair")
+		v = loaded(world_of_pair, "tpair", life=LIFE)
 		v.stop()
 		v.conf["database"]["url"] = pair.url(v.dbname)
 		v.write_conf()
@@ -172,7 +173,7 @@ def standby_gone(tap, world):
 	"""Without its standby a primary confirms no commit any more: nothing may be sent on an intent that hangs."""
 	pair = Pair(world)
 	try:
-		v = loaded(pair.world, "tsync", database={"statement_timeout": "2s"})
+		v = loaded(pair.world, "tsync", life=LIFE, database={"statement_timeout": "2s"})
 		pair.standby.kill9()
 		wait_until("the daemon to notice", lambda: not v.ready(), 40)
 		before = presentations(world, "tsync")
@@ -192,7 +193,7 @@ def standby_gone(tap, world):
 # ---------------------------------------------------------------- answers that never come
 
 def commit_reply_dropped(tap, world):
-	v = loaded(world, "tcommit", n=120)
+	v = loaded(world, "tcommit", life=LIFE, n=120)
 	v.stop()
 	wanted = times(30, 300)
 	with PgProxy(world.pg.sock, world.pg.port, SEED) as proxy:

@@ -14,9 +14,10 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "integration")]
 import world as w
-from test_database import LIFE_S, loaded, nothing_is_sent, presentations, states, well_again, why_not_ready
+from test_database import loaded, nothing_is_sent, presentations, states, well_again, why_not_ready
 from world import wait_until
 
+LIFE = 6  # refreshed every three seconds
 LONG = os.environ.get("TORTURE") == "long"
 SEED = int(os.environ.get("REFRESHD_SEED", str(int.from_bytes(os.urandom(4), "little"))))
 
@@ -52,7 +53,7 @@ def refreshed_since(v, when, but=""):
 		" AND c.connection_id::text <> '%s'" % (when, but))
 
 
-def others_go_on(tap, v, but, timeout_s=LIFE_S + 20):
+def others_go_on(tap, v, but, timeout_s=LIFE + 20):
 	when = v.sql("SELECT now()")
 	wait_until("all the others to be refreshed", lambda: refreshed_since(v, when, but) == 0, timeout_s)
 	tap.check("all the others are refreshed meanwhile", True)
@@ -67,7 +68,7 @@ def errors(v, kind):
 def too_many_connections(tap, world):
 	"""53300: a server without a free place is a server that is not there."""
 	world.pg.psql("CREATE ROLE crowded LOGIN; GRANT pg_read_all_data, pg_write_all_data TO crowded")
-	v = loaded(world, "rcrowd", n=60)
+	v = loaded(world, "rcrowd", life=LIFE, n=60)
 	v.stop()
 	v.sql("GRANT USAGE ON SCHEMA refreshd, watch TO crowded; GRANT ALL ON ALL TABLES IN SCHEMA refreshd TO crowded;"
 		" GRANT ALL ON ALL SEQUENCES IN SCHEMA refreshd TO crowded")
@@ -89,7 +90,7 @@ def too_many_connections(tap, world):
 
 def rows_locked(tap, world):
 	"""55P03: somebody sits on one row of each table for long; the statements that need it are given up, the others go on."""
-	v = loaded(world, "rlocked", database={"statement_timeout": "1s"})
+	v = loaded(world, "rlocked", life=LIFE, database={"statement_timeout": "1s"})
 	ids = v.sql("SELECT connection_id FROM refreshd.credential ORDER BY connection_id LIMIT 3").split()
 	for table, row in zip(("schedule", "credential", "connection"), ids):
 		s = Session(world.pg, v.dbname)
@@ -106,7 +107,7 @@ def rows_locked(tap, world):
 
 def deadlocks(tap, world):
 	"""40P01 for real: sessions that take the rows in the other order, and who of the two dies is the server's choice."""
-	v = loaded(world, "rdeadlock")
+	v = loaded(world, "rdeadlock", life=LIFE)
 	rng, ids = random.Random(SEED), v.sql("SELECT connection_id FROM refreshd.credential").split()
 	crowd, end = [], time.monotonic() + (30 if LONG else 6)
 	try:
@@ -136,13 +137,12 @@ def deadlocks_seen(world, v):
 
 def strict_isolation(tap, world):
 	"""40001 for real: the operator's default is serializable, and others write the same rows."""
-	v = loaded(world, "rserial")
+	v = loaded(world, "rserial", life=LIFE)
 	v.stop()
 	v.sql("ALTER DATABASE %s SET default_transaction_isolation = 'serializable'" % v.dbname)
 	v.start()
 	writer = subprocess.Popen([os.path.join(world.pg.bindir, "pgbench"), "-n", "-c", "2", "-T", str(30 if LONG else 5), "-f", "-", "--max-tries=1000",
-		world.pg.url(v.dbname)], env=w.clean_env(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True) \
-		if os.path.exists(os.path.join(world.pg.bindir, "pgbench")) else None
+		world.pg.url(v.dbname)], env=w.clean_env(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
 	try:
 		writer.stdin.write("UPDATE refreshd.schedule SET due_at = least(due_at, now()) WHERE connection_id IN (SELECT connection_id FROM"
 			" refreshd.schedule WHERE random() < 0.1);\n")
@@ -157,7 +157,7 @@ def strict_isolation(tap, world):
 
 def too_slow(tap, world):
 	"""57014: one row's write takes longer than a statement may; the others do not wait for it."""
-	v = loaded(world, "rslow", database={"statement_timeout": "1s"})
+	v = loaded(world, "rslow", life=LIFE, database={"statement_timeout": "1s"})
 	row = v.sql("SELECT connection_id FROM refreshd.credential LIMIT 1")
 	v.sql("CREATE FUNCTION watch.slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3); RETURN NEW; END';"
 		"CREATE TRIGGER slow BEFORE UPDATE ON refreshd.credential FOR EACH ROW WHEN (OLD.connection_id = '%s') EXECUTE FUNCTION watch.slow()" % row)
@@ -178,10 +178,10 @@ def poisoned(tap, world):
 	"""23xxx, 42xxx, 22xxx for the result of one row: it leaves the schedule alone, once, with its answer kept; nothing loops."""
 	for code in ("23514", "42703", "22P02") if LONG else ("23514",):
 		realm = "rp" + code.lower()
-		v = loaded(world, realm)
+		v = loaded(world, realm, life=LIFE)
 		row = v.sql("SELECT connection_id FROM refreshd.credential LIMIT 1")
 		v.sql(POISON % (code, "credential", row, "true"))
-		wait_until("the row to be set aside", lambda: v.logged("refresh.quarantined"), LIFE_S + 10)
+		wait_until("the row to be set aside", lambda: v.logged("refresh.quarantined"), LIFE + 10)
 		tap.equal("%s: the row left the schedule" % code, v.count("refreshd.schedule WHERE due_at = 'infinity' AND connection_id = '%s'" % row), 1)
 		family = int(v.sql("SELECT substr(consumer_id, 2) FROM refreshd.connection WHERE connection_id = '%s'" % row))
 		used = len([x for x in world.sim.ledger(realm) if x["family"] == family])
@@ -199,10 +199,10 @@ def poisoned(tap, world):
 
 def unreadable(tap, world):
 	"""XX001: one row cannot even be claimed (a damaged page). The rest of its batch is, and the row is not asked for all the time."""
-	v = loaded(world, "rdamaged")
+	v = loaded(world, "rdamaged", life=LIFE)
 	row = v.sql("SELECT connection_id FROM refreshd.credential LIMIT 1")
 	v.sql(POISON % ("data_corrupted", "schedule", row, "NEW.lease_owner IS NOT NULL"))
-	wait_until("a claim to fail", lambda: errors(v, "bug") > 0, LIFE_S + 10)
+	wait_until("a claim to fail", lambda: errors(v, "bug") > 0, LIFE + 10)
 	others_go_on(tap, v, row)
 	before, began = errors(v, "bug"), time.monotonic()
 	others_go_on(tap, v, row)
@@ -230,7 +230,7 @@ def server_disk_full(tap, world):
 		return
 	try:
 		world.pg.psql("CREATE TABLESPACE small LOCATION '%s'" % folder)
-		v = loaded(world, "rfull")
+		v = loaded(world, "rfull", life=LIFE)
 		v.sql("ALTER TABLE refreshd.credential SET TABLESPACE small; ALTER TABLE refreshd.instance SET TABLESPACE small;"
 			" ALTER TABLE refreshd.credential SET (autovacuum_enabled = off); ALTER TABLE refreshd.instance SET (autovacuum_enabled = off)")
 		v.sql("CREATE TABLE watch.filler (t text) TABLESPACE small; ALTER TABLE watch.filler ALTER t SET STORAGE PLAIN")
@@ -273,7 +273,7 @@ def nothing_is_sent_while_full(tap, world, v, realm):
 
 def bouncer(tap, world):
 	"""PgBouncer in transaction mode loses its server, makes clients wait too long, and is restarted, under load."""
-	world.sim.realm("rpool", mode="strict", at_ttl=LIFE_S, auth="basic", client_secret=w.CLIENT_SECRET, delay_ms=30)
+	world.sim.realm("rpool", mode="strict", at_ttl=LIFE, auth="basic", client_secret=w.CLIENT_SECRET, delay_ms=30)
 	hook = {"name": "pool", "application": "*", "url": world.sim.sink_url("rpool"), "allow_private": True}
 	v = world.vault("rpool", {"rpool": {}})
 	settings = {"query_wait_timeout": 2, "server_login_retry": 1}
@@ -303,7 +303,7 @@ def bouncer(tap, world):
 	tap.check("the pooler's restart: refreshing again within 10 s (%.1f s)" % (time.monotonic() - began), time.monotonic() - began < 10)
 	tap.equal("nothing was set aside", v.logged("refresh.quarantined"), [])
 	world.sim.revoke("rpool", int(v.sql("SELECT substr(consumer_id, 2) FROM refreshd.connection LIMIT 1")))
-	wait_until("the event of a revoked one", lambda: [x for x in world.sim.sink("rpool") if "token_refresh.failed" in x["body"]], LIFE_S + 20)
+	wait_until("the event of a revoked one", lambda: [x for x in world.sim.sink("rpool") if "token_refresh.failed" in x["body"]], LIFE + 20)
 	tap.check("events reach their receiver through the pooler", True)
 	v.sql("DELETE FROM refreshd.connection WHERE state = 'invalid'; DELETE FROM refreshd.schedule s WHERE NOT EXISTS (SELECT 1 FROM refreshd.connection c"
 		" WHERE c.connection_id = s.connection_id); DELETE FROM refreshd.credential s WHERE NOT EXISTS (SELECT 1 FROM refreshd.connection c"
