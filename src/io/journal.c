@@ -32,7 +32,7 @@
 #define RETRY_FIRST_US (100 * US_PER_MS)
 #define RETRY_MAX_US (10 * US_PER_S)
 
-enum job_kind { JOB_DATA, JOB_DONE, JOB_SYNCED };
+enum job_kind { JOB_DATA, JOB_DONE, JOB_SYNCED, JOB_NOTE };
 
 struct job {
 	struct job *next;
@@ -88,6 +88,11 @@ struct journal {
 	void *on_state_arg;
 	void (*on_sync)(void *arg, int64_t us);
 	void *on_sync_arg;
+	void (*on_note)(void *arg, const struct fault *what);
+	void *on_note_arg;
+	uint64_t *replay; /* the numbers that were open when the replay began */
+	size_t replay_n, replay_at;
+	bool replaying;
 };
 
 static void list_init(struct job_list *l)
@@ -136,11 +141,42 @@ static struct job *job_new(enum job_kind kind, uint64_t seq, const void *p, size
 
 /* --- the writer thread */
 
+static int stage(struct journal *j, const struct job *b)
+{
+	if (b->kind == JOB_DATA)
+		return journal_store_stage(&j->store, b->seq, b->p, b->n);
+	return journal_store_done(&j->store, b->seq);
+}
+
+static void take_notes(struct journal *j, struct job_list *reports)
+{
+	for (const struct fault *f = journal_store_note(&j->store); f != NULL; f = journal_store_note(&j->store))
+		list_add(reports, job_new(JOB_NOTE, 0, f, sizeof(*f)));
+}
+
+/* The file that failed is not touched again, and what it was to take goes into the next one, once. */
+static int flush_elsewhere(struct journal *j, const struct job *from, const struct job *to, int code)
+{
+	struct journal_store *s = &j->store;
+	for (const struct job *b = from; b != to; b = b->next)
+		if (b->kind == JOB_DATA && !b->settled)
+			journal_store_forget(s, b->seq);
+	if (journal_store_rotate(s) != 0)
+		return code;
+	for (const struct job *b = from; b != to; b = b->next)
+		if (!b->settled && stage(j, b) != 0)
+			return code;
+	return journal_store_flush(s);
+}
+
 /* Flushes the stage and settles the jobs from `from` up to, not including, `to`, which it held. */
 static void settle(struct journal *j, struct job *from, const struct job *to, struct job_list *reports)
 {
 	struct journal_store *s = &j->store;
 	int code = journal_store_flush(s);
+	if (code != 0)
+		code = flush_elsewhere(j, from, to, code);
+	take_notes(j, reports);
 	for (struct job *b = from; b != to; b = b->next) {
 		if (b->kind != JOB_DATA || b->settled)
 			continue;
@@ -154,13 +190,6 @@ static void settle(struct journal *j, struct job *from, const struct job *to, st
 		r->sync_us = s->last_sync_us;
 		list_add(reports, r);
 	}
-}
-
-static int stage(struct journal *j, const struct job *b)
-{
-	if (b->kind == JOB_DATA)
-		return journal_store_stage(&j->store, b->seq, b->p, b->n);
-	return journal_store_done(&j->store, b->seq);
 }
 
 static void write_group(struct journal *j, struct job_list *group, struct job_list *reports)
@@ -279,6 +308,16 @@ static void unlock(const struct journal *j)
 	pthread_mutex_unlock((pthread_mutex_t *)(uintptr_t)&j->mu);
 }
 
+uint64_t journal_room(const struct journal *j)
+{
+	lock(j);
+	const struct view *v = &j->view;
+	uint64_t room = v->healthy ? v->room + (v->spare ? j->segment_bytes - JOURNAL_FILE_HEADER : 0) : 0;
+	room = room > v->queued ? room - v->queued : 0;
+	unlock(j);
+	return room;
+}
+
 bool journal_writable(const struct journal *j)
 {
 	lock(j);
@@ -375,6 +414,7 @@ static void discard(struct journal *j)
 	journal_store_close(&j->store);
 	list_free(&j->queue);
 	list_free(&j->finished);
+	mem_free(j->replay);
 	pthread_cond_destroy(&j->work);
 	pthread_mutex_destroy(&j->mu);
 	pthread_mutex_destroy(&j->store_mu);
@@ -388,6 +428,11 @@ static void run_job(struct journal *j, const struct job *b)
 		b->fn(b->arg, b->code);
 	else if (b->kind == JOB_SYNCED && j->on_sync)
 		j->on_sync(j->on_sync_arg, b->sync_us);
+	else if (b->kind == JOB_NOTE && j->on_note) {
+		struct fault f;
+		memcpy(&f, b->p, sizeof(f));
+		j->on_note(j->on_note_arg, &f);
+	}
 }
 
 static void on_wake(evutil_socket_t fd, short what, void *arg)
@@ -472,6 +517,12 @@ void journal_on_sync(struct journal *j, void (*fn)(void *arg, int64_t us), void 
 	j->on_sync_arg = arg;
 }
 
+void journal_on_note(struct journal *j, void (*fn)(void *arg, const struct fault *what), void *arg)
+{
+	j->on_note = fn;
+	j->on_note_arg = arg;
+}
+
 /* The record's bytes, 0 when it is not open any more, or ST_IO. */
 static int replay_read(struct journal *j, uint64_t seq, struct buf *b, bool *open)
 {
@@ -483,26 +534,55 @@ static int replay_read(struct journal *j, uint64_t seq, struct buf *b, bool *ope
 	return code;
 }
 
+static void replay_begin(struct journal *j)
+{
+	pthread_mutex_lock(&j->store_mu);
+	j->replay_n = j->store.index.n;
+	j->replay = journal_index_seqs(&j->store.index);
+	pthread_mutex_unlock(&j->store_mu);
+	j->replay_at = 0;
+	j->replaying = true;
+}
+
+int journal_replay_next(struct journal *j, uint64_t *seq, struct buf *out)
+{
+	MAGIC_CHECK(j, JOURNAL_MAGIC);
+	if (!j->replaying)
+		replay_begin(j);
+	while (j->replay_at < j->replay_n) {
+		bool open;
+		*seq = j->replay[j->replay_at++];
+		int e = replay_read(j, *seq, out, &open);
+		if (e < 0)
+			return e;
+		if (open)
+			return 1;
+	}
+	mem_free(j->replay);
+	j->replay = NULL;
+	j->replaying = false;
+	return 0;
+}
+
 int journal_replay(struct journal *j, int (*fn)(void *arg, uint64_t seq, const void *p, size_t n), void *arg)
 {
 	MAGIC_CHECK(j, JOURNAL_MAGIC);
-	pthread_mutex_lock(&j->store_mu);
-	size_t n = j->store.index.n;
-	uint64_t *seqs = journal_index_seqs(&j->store.index);
-	pthread_mutex_unlock(&j->store_mu);
 	struct buf b;
 	buf_init(&b, JOURNAL_RECORD_MAX);
-	int code = 0, unread = 0;
-	for (size_t i = 0; i < n && code >= 0; i++) {
-		bool open;
-		int e = replay_read(j, seqs[i], &b, &open);
-		if (e < 0)
-			unread = e;
-		else if (open)
-			code = fn(arg, seqs[i], b.data, b.len);
+	int code = 0, unread = 0, got;
+	uint64_t seq;
+	while (code >= 0 && (got = journal_replay_next(j, &seq, &b)) != 0) {
+		if (got < 0)
+			unread = got;
+		else
+			code = fn(arg, seq, b.data, b.len);
+	}
+	if (code < 0) { /* stopped: the next one begins again */
+		mem_free(j->replay);
+		j->replay = NULL;
+		j->replaying = false;
 	}
 	buf_fini(&b);
-	mem_free(seqs);
 	return code < 0 ? code : unread;
 }
 
@@ -532,6 +612,9 @@ static int start(struct journal *j, struct fault *f)
 	j->announced = true;
 	loop_defer(j->loop, &j->state_task);
 	plan_retry(j, j->view.waiting);
+	take_notes(j, &j->finished);
+	if (j->finished.first != NULL)
+		wake_loop(j);
 	return start_writer(j, f);
 }
 

@@ -5,8 +5,8 @@
  * parsed. All I/O happens in one writer thread; records handed over while it syncs make the next group,
  * so a slow disk delays replies but never the loop. Segments are preallocated (a full disk shows before a
  * token is spent), each file and the directory are fsync'ed at creation, a torn tail is ignored. After a
- * failed write or sync the segment is never touched again (the kernel may have dropped the pages): a
- * new one is opened, and until one works the journal is not writable and nothing may be sent.
+ * failed write or sync the segment is never touched again (the kernel may have dropped the pages): what it was to take
+ * goes into the next one, which is open already, and until one works the journal is not writable and nothing may be sent.
  * The payload is opaque here; callers seal it. Knows nothing of tokens. Never logs.
  */
 #ifndef REFRESHD_IO_JOURNAL_H
@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/buf.h"
 #include "base/status.h"
 #include "io/loop.h"
 
@@ -47,6 +48,12 @@ void journal_close(struct journal *j);
 int journal_replay(struct journal *j, int (*fn)(void *arg, uint64_t seq, const void *p, size_t n), void *arg) MUST_USE;
 
 /*
+ * The same, one record a call: 1 with its number and payload (`out` is replaced), 0 when there are no more, ST_IO when it can no
+ * longer be read: it is passed over.
+ */
+int journal_replay_next(struct journal *j, uint64_t *seq, struct buf *out) MUST_USE;
+
+/*
  * Copies the payload, returns its sequence number in *seq (numbers only grow, with gaps, over restarts too). `fn` comes
  * exactly once, in a later turn: 0 when the record is durable, else ST_IO, ST_DENIED, ST_NO_SPACE, ST_FULL (the total bound)
  * or ST_UNAVAILABLE; the record may or may not be on disk then, is not open and needs no done.
@@ -63,6 +70,12 @@ void journal_done(struct journal *j, uint64_t seq);
  * that are under way: journal_append still takes them while they fit.
  */
 bool journal_writable(const struct journal *j);
+/* Bytes that can be appended although no further file could be made: for the replies to everything that is under way. */
+uint64_t journal_room(const struct journal *j);
+#define JOURNAL_REPLY_BYTES 4096 /* what an ordinary reply takes at most */
+/* A sentence for each thing that somebody should look at: damage that was found in a segment (ST_SYNTAX, with file and offset), a file
+ * that was given up after a failed write or sync (any other code). In a later turn; set it before the loop runs. */
+void journal_on_note(struct journal *j, void (*fn)(void *arg, const struct fault *what), void *arg);
 /* fn comes in a later turn, after each change; `why` (NULL when writable) is valid during the call. */
 void journal_on_state(struct journal *j, void (*fn)(void *arg, bool writable, const struct fault *why), void *arg);
 uint64_t journal_open_records(const struct journal *j); /* durable and not done, as of the last group */

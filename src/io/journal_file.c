@@ -64,6 +64,7 @@ static int errno_status(int err)
 	switch (err) {
 	case ENOSPC:
 	case EDQUOT:
+	case EFBIG: /* a limit on the size of files */
 		return ST_NO_SPACE;
 	case EACCES:
 	case EPERM:
@@ -499,19 +500,30 @@ static int skip_damage(int fd, struct window *w, uint64_t *offset)
 	}
 }
 
+static void note_damage(struct journal_damage *d, uint64_t from, uint64_t to)
+{
+	if (d == NULL)
+		return;
+	if (d->n++ == 0)
+		d->offset = from;
+	d->bytes += to - from;
+}
+
 static int scan_records(int fd, const struct journal_dir *d, const struct journal_name *name, uint64_t size, journal_scan_fn *fn,
-	void *arg, struct fault *f)
+	void *arg, struct journal_damage *damage, struct fault *f)
 {
 	struct window w = { .data = NULL };
 	struct buf body;
 	buf_init(&body, JOURNAL_RECORD_MAX);
-	uint64_t offset = JOURNAL_FILE_HEADER;
+	uint64_t offset = JOURNAL_FILE_HEADER, good = offset; /* good: behind the last record that was one */
 	int code = 0, got = 1;
 	while (code == 0 && got > 0) {
 		struct journal_record r;
 		got = read_record(fd, name->number, offset, size, &body, &r);
 		if (got > 0) {
-			offset += journal_record_size(r.n);
+			if (offset > good)
+				note_damage(damage, good, offset);
+			good = offset += journal_record_size(r.n);
 			code = fn(arg, &r);
 		} else if (got == 0) {
 			/* A damaged record must not hide the good ones behind it: each may be all that is left of a token. */
@@ -525,7 +537,8 @@ static int scan_records(int fd, const struct journal_dir *d, const struct journa
 	return code;
 }
 
-int journal_segment_scan(const struct journal_dir *d, const struct journal_name *name, journal_scan_fn *fn, void *arg, struct fault *f)
+int journal_segment_scan(const struct journal_dir *d, const struct journal_name *name, journal_scan_fn *fn, void *arg,
+	struct journal_damage *damage, struct fault *f)
 {
 	int fd;
 	uint64_t size;
@@ -534,7 +547,7 @@ int journal_segment_scan(const struct journal_dir *d, const struct journal_name 
 		return code;
 	code = check_version(d, name->name, fd, f);
 	if (code == 0)
-		code = scan_records(fd, d, name, size, fn, arg, f);
+		code = scan_records(fd, d, name, size, fn, arg, damage, f);
 	close(fd);
 	return code;
 }

@@ -6,7 +6,7 @@
  *   records 8-byte aligned: magic u32, type u32, seq u64, payload bytes u32, crc u32, payload, zeros to 8
  * All numbers are little-endian, all sums CRC-32C. A record's sum starts with the segment's number, so what a
  * recycled file still holds behind its new end never passes. The name repeats number and first seq: a
- * damaged header costs nothing. One empty file "spare" waits to become the next segment.
+ * damaged header costs nothing. The next segment is there already, empty; while it is made it is called "spare".
  */
 #ifndef REFRESHD_IO_JOURNAL_FILE_H
 #define REFRESHD_IO_JOURNAL_FILE_H
@@ -82,11 +82,16 @@ struct journal_record {
 	size_t n;
 };
 typedef int journal_scan_fn(void *arg, const struct journal_record *r);
+struct journal_damage { /* places where bytes that are no record lie before a record that is one */
+	unsigned n;
+	uint64_t offset, bytes; /* of the first place; of all */
+};
 /*
- * Every valid record, in order; damage between them is skipped. A negative return of fn stops and is returned. ST_IO
+ * Every valid record, in order; damage between them is passed over and counted (NULL: not). A negative return of fn stops and is returned. ST_IO
  * when the file cannot be read, ST_NOT_FOUND when it is gone, ST_VERSION when a newer program wrote it.
  */
-int journal_segment_scan(const struct journal_dir *d, const struct journal_name *name, journal_scan_fn *fn, void *arg, struct fault *f) MUST_USE;
+int journal_segment_scan(const struct journal_dir *d, const struct journal_name *name, journal_scan_fn *fn, void *arg,
+	struct journal_damage *damage, struct fault *f) MUST_USE;
 /* The one record at `offset`; ST_IO when it is not there. `out` is replaced. */
 int journal_segment_read(const struct journal_dir *d, const struct journal_name *name, uint64_t offset, uint64_t seq, struct buf *out) MUST_USE;
 /* The size of a segment's file. */

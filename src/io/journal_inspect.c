@@ -55,7 +55,7 @@ static int list_all(const struct journal_dir *d, struct journal_name **names, st
 	l->n = 0;
 	for (size_t i = 0; i < n && code == 0; i++) {
 		l->segment = (uint32_t)i;
-		code = journal_segment_scan(d, &(*names)[i], list_record, l, f);
+		code = journal_segment_scan(d, &(*names)[i], list_record, l, NULL, f);
 	}
 	if (code != 0) {
 		mem_free(*names);

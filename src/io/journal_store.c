@@ -48,6 +48,24 @@ void journal_store_forget(struct journal_store *s, uint64_t seq)
 	journal_index_remove(&s->index, seq);
 }
 
+static void note(struct journal_store *s, const struct fault *f)
+{
+	if (s->n_notes < JOURNAL_NOTES)
+		s->notes[s->n_notes++] = *f;
+	else
+		s->notes_lost++;
+}
+
+const struct fault *journal_store_note(struct journal_store *s)
+{
+	if (s->n_notes == 0 && s->notes_lost > 0) {
+		fault_set(&s->notes[0], ST_IO, "%s: %u more", s->dir.path, s->notes_lost);
+		s->notes_lost = 0;
+		return &s->notes[0];
+	}
+	return s->n_notes > 0 ? &s->notes[--s->n_notes] : NULL;
+}
+
 /* --- recovery */
 
 struct recovery {
@@ -90,7 +108,15 @@ static int recover_segment(struct journal_store *s, const struct journal_name *n
 		s->next_number = name->number + 1;
 	if (name->first_seq > s->next_seq)
 		s->next_seq = name->first_seq;
-	return journal_segment_scan(&s->dir, name, recover_record, &(struct recovery){ .store = s, .segment = seg }, f);
+	struct journal_damage damage = { .n = 0 };
+	struct fault found;
+	code = journal_segment_scan(&s->dir, name, recover_record, &(struct recovery){ .store = s, .segment = seg }, &damage, f);
+	if (damage.n > 0) {
+		fault_set(&found, ST_SYNTAX, "%s/%s: damaged in %u place%s, the first at offset %" PRIu64 ", %" PRIu64 " bytes in all",
+			s->dir.path, name->name, damage.n, damage.n == 1 ? "" : "s", damage.offset, damage.bytes);
+		note(s, &found);
+	}
+	return code;
 }
 
 static int recover(struct journal_store *s, struct fault *f)
@@ -137,6 +163,7 @@ void journal_store_close(struct journal_store *s)
 		close(s->fd);
 	if (s->spare_fd >= 0)
 		close(s->spare_fd);
+	mem_free(s->spare);
 	while (s->first) {
 		struct journal_segment *seg = s->first;
 		s->first = seg->next;
@@ -237,6 +264,7 @@ int journal_store_flush(struct journal_store *s)
 		code = write_stage(s);
 	if (code != 0) {
 		s->current->broken = true;
+		note(s, &s->fault);
 		close_current(s);
 		undo_moves(s);
 	} else {
@@ -264,8 +292,21 @@ static void make_spare(struct journal_store *s)
 			s->dir.path, journal_store_bytes(s), s->max_bytes, s->index.n);
 		return;
 	}
-	if (journal_spare_make(&s->dir, s->segment_bytes, &s->spare_fd, &s->fault) != 0)
-		s->waiting = true;
+	int fd;
+	s->waiting = journal_spare_make(&s->dir, s->segment_bytes, &fd, &s->fault) != 0;
+	if (s->waiting)
+		return;
+	struct journal_segment *seg = mem_alloc(sizeof(*seg));
+	journal_name_make(s->next_number++, s->next_seq, &seg->name);
+	seg->bytes = s->segment_bytes;
+	s->waiting = journal_spare_activate(&s->dir, fd, &seg->name, &s->fault) != 0;
+	if (s->waiting) {
+		close(fd);
+		mem_free(seg);
+		return;
+	}
+	s->spare = seg;
+	s->spare_fd = fd;
 }
 
 int journal_store_rotate(struct journal_store *s)
@@ -274,23 +315,12 @@ int journal_store_rotate(struct journal_store *s)
 	make_spare(s);
 	if (s->spare_fd < 0)
 		return s->fault.code != 0 ? s->fault.code : ST_UNAVAILABLE;
-	struct journal_segment *seg = mem_alloc(sizeof(*seg));
-	journal_name_make(s->next_number++, s->next_seq, &seg->name);
-	seg->bytes = s->segment_bytes;
-	int fd = s->spare_fd;
-	s->spare_fd = -1;
-	int code = journal_spare_activate(&s->dir, fd, &seg->name, &s->fault);
-	if (code != 0) {
-		close(fd);
-		mem_free(seg);
-		s->waiting = s->prove = true;
-		return code;
-	}
-	s->prove = false;
 	close_current(s);
-	add_segment(s, seg);
-	s->current = seg;
-	s->fd = fd;
+	add_segment(s, s->spare);
+	s->current = s->spare;
+	s->fd = s->spare_fd;
+	s->spare = NULL;
+	s->spare_fd = -1;
 	s->at = JOURNAL_FILE_HEADER;
 	return 0;
 }
@@ -371,7 +401,7 @@ static void compact(struct journal_store *s)
 {
 	while (worth_moving(s)) {
 		struct journal_segment *seg = s->first;
-		int code = journal_segment_scan(&s->dir, &seg->name, move_record, s, &s->fault);
+		int code = journal_segment_scan(&s->dir, &seg->name, move_record, s, NULL, &s->fault);
 		int flushed = journal_store_flush(s);
 		if (flushed != 0 || s->current == NULL || s->waiting)
 			return;
@@ -392,8 +422,7 @@ void journal_store_tend(struct journal_store *s, bool retry)
 	if (!s->waiting)
 		s->fault.code = 0;
 	drop_finished(s);
-	bool prove = s->prove && !s->waiting && s->stage.len == 0;
-	if (s->current == NULL || prove)
+	if (s->current == NULL)
 		(void)!journal_store_rotate(s);
 	make_spare(s);
 	compact(s);

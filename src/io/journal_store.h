@@ -3,7 +3,9 @@
  *
  * Single-threaded: the writer thread owns it, the loop only looks under the journal's lock. Segments leave
  * oldest first, so a done record never goes before the record it belongs to. After any failed write or
- * sync the current segment is closed for good. While there is no segment, journal_store_tend opens one.
+ * sync the current segment is closed for good. The next segment is there, named and open, before it is needed: going on in it
+ * asks nothing of the directory, which may be full or not ours any more by then. While there is no segment,
+ * journal_store_tend opens one.
  */
 #ifndef REFRESHD_IO_JOURNAL_STORE_H
 #define REFRESHD_IO_JOURNAL_STORE_H
@@ -29,6 +31,8 @@ struct journal_move { /* a record on its way into the current segment */
 	struct journal_segment *segment;
 };
 
+#define JOURNAL_NOTES 16
+
 struct journal_store {
 	struct journal_dir dir;
 	int lock_fd;
@@ -41,15 +45,17 @@ struct journal_store {
 	uint64_t at;	 /* where the stage will be written */
 	struct buf stage; /* records not yet written */
 	bool stage_needs_sync;
-	int spare_fd;	 /* -1: no spare */
+	int spare_fd;	 /* of the next segment, empty; -1: there is none */
+	struct journal_segment *spare;
 	bool waiting;	 /* making a file failed: not again before a retry, or before room was given back */
-	bool prove;	 /* the last spare could not be put into place: a spare alone proves nothing until one has been */
 	uint64_t files_bytes; /* all segments, without the spare */
 	struct journal_index index;
 	uint64_t next_number, next_seq;
 	struct journal_move *moves; /* not yet durable */
 	size_t n_moves, cap_moves;
 	struct fault fault; /* why the store is not whole; code 0: it is */
+	struct fault notes[JOURNAL_NOTES]; /* what a person should know of: damage that was found, files that were given up */
+	unsigned n_notes, notes_lost;	   /* lost: there was no room for it here */
 	int64_t last_sync_us; /* duration of the last flush's sync; -1: it had none */
 };
 
@@ -64,6 +70,8 @@ int journal_store_done(struct journal_store *s, uint64_t seq) MUST_USE;
 /* Writes and syncs the stage. On failure the current segment is closed and the caller forgets what it staged. */
 int journal_store_flush(struct journal_store *s) MUST_USE;
 void journal_store_forget(struct journal_store *s, uint64_t seq);
+/* The next note, NULL when all were taken. */
+const struct fault *journal_store_note(struct journal_store *s);
 int journal_store_rotate(struct journal_store *s) MUST_USE; /* the next segment; the fault in s->fault */
 /* Gives finished segments back, makes what is missing, compacts. With `retry` also what failed before. */
 void journal_store_tend(struct journal_store *s, bool retry);

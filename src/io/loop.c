@@ -92,6 +92,7 @@ int loop_new(struct loop **out, struct fault *f)
 	/* A peer that hangs up must be an error of one write, not the end of the process. */
 	struct sigaction ignore = { .sa_handler = SIG_IGN };
 	ALWAYS(sigaction(SIGPIPE, &ignore, NULL) == 0);
+	ALWAYS(sigaction(SIGXFSZ, &ignore, NULL) == 0); /* a limit on files is an error of the write, like a full disk */
 
 	struct loop *l = mem_alloc(sizeof *l);
 	l->magic = LOOP_MAGIC;

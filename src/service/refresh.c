@@ -200,19 +200,22 @@ void attempt_end(struct attempt *a, bool claimed)
 	if (r->ev.done != NULL)
 		r->ev.done(r->ev.arg, &d);
 	bool replayed = a->replayed;
-	uint8_t id[16];
-	memcpy(id, a->id, sizeof id);
 	attempt_free(a);
 	if (replayed)
-		replay_next(r, id);
+		replay_next(r);
 	refresh_check_idle(r);
+}
+
+static bool is_idle(const struct refresh *r)
+{
+	return r->drain_left || (r->in_hand == 0 && r->events == NULL);
 }
 
 void refresh_check_idle(struct refresh *r)
 {
-	if (r->replay_running && r->replaying == 0)
+	if (replay_is_through(r))
 		loop_defer(r->loop, &r->replayed_task);
-	if (r->draining && r->in_hand == 0 && r->events == NULL)
+	if (r->draining && is_idle(r))
 		loop_defer(r->loop, &r->drained_task);
 }
 
@@ -413,6 +416,9 @@ void refresh_claim(struct refresh *r, const struct refresh_want *v, size_t n)
 
 /* ---------------------------------------------------------------- life */
 
+#define DRAIN_LOOK_US (US_PER_S / 2)
+#define DRAIN_PATIENCE_US (5 * US_PER_S)
+
 unsigned refresh_room(const struct refresh *r)
 {
 	/* One claim at a time: what becomes due while it runs makes the next batch. */
@@ -421,13 +427,17 @@ unsigned refresh_room(const struct refresh *r)
 	/* Answers that wait for the database count as well: they are memory, and more would only wait behind them. */
 	unsigned busy = r->in_flight + r->unsettled / 8;
 	unsigned max = r->conf->refresh.max_in_flight;
+	/* Each of them has its place on the disk already, whatever becomes of the disk. */
+	uint64_t places = journal_room(r->journal) / JOURNAL_REPLY_BYTES;
+	if (places < max)
+		max = (unsigned)places;
 	return busy < max ? max - busy : 0;
 }
 
 static void on_drained(void *arg)
 {
 	struct refresh *r = arg;
-	if (r->draining && r->in_hand == 0 && r->events == NULL && r->drained != NULL) {
+	if (r->draining && is_idle(r) && r->drained != NULL) {
 		loop_fn *fn = r->drained;
 		r->drained = NULL;
 		fn(r->drained_arg);
@@ -440,7 +450,70 @@ void refresh_drain(struct refresh *r, loop_fn *fn, void *arg)
 	r->drained = fn;
 	r->drained_arg = arg;
 	end_refused(r, INT64_MAX);
+	loop_timer_after(r->drain_look, DRAIN_LOOK_US);
 	refresh_check_idle(r);
+}
+
+/* Is there nothing to it that memory alone knows? */
+static bool is_safe(const struct attempt *a)
+{
+	switch (a->state) {
+	case AT_CLAIMING: /* nothing is sent any more */
+	case AT_RELEASING:
+	case AT_REFUSED:
+	case AT_DONE:
+		return true;
+	case AT_LOADING:
+	case AT_SETTLING:
+	case AT_PERSISTING:
+	case AT_MERGING:
+		return a->seq != 0;
+	case AT_SENDING:
+	case AT_JOURNALLING:
+		break;
+	}
+	return false;
+}
+
+static bool all_safe(const struct refresh *r)
+{
+	for (unsigned b = 0; b < HAND_BUCKETS; b++) {
+		for (const struct attempt *a = r->hand[b]; a != NULL; a = a->hash_next) {
+			if (!is_safe(a))
+				return false;
+		}
+	}
+	return true;
+}
+
+/* Without a database, what the journal has is as well off there as here: the next start replays it. */
+static void drain_look(void *arg)
+{
+	struct refresh *r = arg;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	int64_t now = sys_mono_us();
+	if (store_writable(r->store))
+		r->drain_away_us = 0;
+	else if (r->drain_away_us == 0)
+		r->drain_away_us = now;
+	if (r->drain_away_us == 0 || now - r->drain_away_us < DRAIN_PATIENCE_US || !all_safe(r)) {
+		loop_timer_after(r->drain_look, DRAIN_LOOK_US);
+		return;
+	}
+	log_notice("refresh.left_in_journal", K_COUNT(journal_open_records(r->journal)));
+	r->drain_left = true;
+	refresh_check_idle(r);
+}
+
+static void on_journal_note(void *arg, const struct fault *what)
+{
+	struct refresh *r = arg;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	metrics_inc(M_JOURNAL_FAULTS, what->code == ST_SYNTAX ? "damage" : "io", NULL);
+	if (what->code == ST_SYNTAX)
+		log_error("journal.damaged", K_FAULT(what));
+	else
+		log_error("journal.file_given_up", K_FAULT(what));
 }
 
 int refresh_new(struct loop *l, struct store *s, struct httpc *h, struct journal *j, const struct refresh_events *ev, struct refresh **out,
@@ -455,9 +528,11 @@ int refresh_new(struct loop *l, struct store *s, struct httpc *h, struct journal
 	r->journal = j;
 	r->ev = *ev;
 	loop_task_init(&r->drained_task, on_drained, r);
-	loop_task_init(&r->replayed_task, replay_settled, r);
 	r->refused_over = loop_timer_new(l, on_refused_over, r);
+	r->drain_look = loop_timer_new(l, drain_look, r);
+	replay_init(r);
 	persist_init(r);
+	journal_on_note(j, on_journal_note, r);
 	merge_count_fates();
 	*out = r;
 	return 0;
@@ -480,6 +555,7 @@ void refresh_free(struct refresh *r)
 	loop_timer_free(r->refused_over);
 	persist_fini(r);
 	replay_fini(r);
+	loop_timer_free(r->drain_look);
 	loop_undefer(r->loop, &r->drained_task);
 	loop_undefer(r->loop, &r->replayed_task);
 	conf_unref(r->conf);

@@ -102,13 +102,22 @@ struct refresh {
 	struct batch *claims; /* the parts of one that failed, still to be sent */
 	struct attempt_queue refused; /* the one whose pause ends first in front */
 	struct loop_timer *refused_over;
+	struct loop_timer *drain_look;
+	int64_t drain_away_us; /* mono: since when the database has been away while we drained; 0: it is not */
+	bool drain_left; /* what is in hand stays in the journal */
+	bool unjournalled; /* the journal took a reply not: told once */
 	loop_fn *drained;
 	void *drained_arg;
 	struct loop_task drained_task;
 	/* replay */
 	uint64_t replaying, replayed_total;
-	struct later_record *later; /* oldest first: records of connections that have an older one in hand */
-	bool replay_running, replay_over;
+	struct { /* a record whose connection has an older one in hand */
+		uint64_t seq; /* 0: none */
+		struct reply reply;
+	} put_off;
+	struct buf replay_record;
+	bool replay_running, replay_read, replay_over; /* read: no more records come from the journal */
+	struct loop_task replay_task;
 	void (*replayed)(void *arg, uint64_t n);
 	void *replayed_arg;
 	struct loop_task replayed_task;
@@ -154,9 +163,10 @@ void attempt_merged(struct attempt *a, enum store_verdict verdict);
 void attempt_unmergeable(struct attempt *a);
 
 /* refresh_replay.c */
-void replay_settled(void *arg);		/* the end of a replay, as a deferred call */
-void replay_next(struct refresh *r, const uint8_t id[16]); /* one record is over: in comes the next one of this connection */
+void replay_init(struct refresh *r);
 void replay_fini(struct refresh *r);
+void replay_next(struct refresh *r); /* one record is over */
+bool replay_is_through(const struct refresh *r);
 
 void queue_push(struct attempt_queue *q, struct attempt *a);
 struct attempt *queue_take(struct attempt_queue *q);

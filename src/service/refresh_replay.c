@@ -14,6 +14,7 @@
 #include "base/sys.h"
 
 #define LOAD_RETRY_US (US_PER_S)
+#define REPLAY_AT_ONCE REFRESH_BATCH
 
 static void load(struct attempt *a);
 
@@ -80,12 +81,6 @@ static void load(struct attempt *a)
 		loop_timer_after(a->again, LOAD_RETRY_US);
 }
 
-struct later_record {
-	struct later_record *next;
-	uint64_t seq;
-	struct reply reply;
-};
-
 static void begin_record(struct refresh *r, uint64_t seq, const struct reply *reply)
 {
 	struct attempt *a = attempt_new(r, reply->id);
@@ -99,40 +94,18 @@ static void begin_record(struct refresh *r, uint64_t seq, const struct reply *re
 	load(a);
 }
 
-/* Two open records of one connection (the mark of the first was lost): one after the other, the newest may hold the only
- * copy of the token that works, and nothing may be claimed before it is written. */
-static void put_off(struct refresh *r, uint64_t seq, const struct reply *reply)
+/* One record is over: there is room for the next one. */
+void replay_next(struct refresh *r)
 {
-	struct later_record *l = mem_alloc(sizeof *l);
-	l->seq = seq;
-	l->reply = *reply;
-	struct later_record **at = &r->later;
-	while (*at != NULL)
-		at = &(*at)->next;
-	*at = l;
-}
-
-void replay_next(struct refresh *r, const uint8_t id[16])
-{
-	struct later_record **at = &r->later;
-	while (*at != NULL && memcmp((*at)->reply.id, id, 16) != 0)
-		at = &(*at)->next;
-	struct later_record *l = *at;
-	if (l == NULL)
-		return;
-	*at = l->next;
-	begin_record(r, l->seq, &l->reply);
-	mem_free(l);
+	if (r->replay_running)
+		loop_defer(r->loop, &r->replay_task);
 }
 
 void replay_fini(struct refresh *r)
 {
-	while (r->later != NULL) {
-		struct later_record *l = r->later;
-		r->later = l->next;
-		reply_fini(&l->reply);
-		mem_free(l);
-	}
+	loop_undefer(r->loop, &r->replay_task);
+	buf_fini(&r->replay_record);
+	reply_fini(&r->put_off.reply);
 }
 
 /* Whose it is stands in clear. */
@@ -152,49 +125,93 @@ static void keep_unreadable(struct refresh *r, uint64_t seq, const void *p, size
 	keep_aside(a, "it cannot be opened with the present keyring");
 }
 
-static int on_record(void *arg, uint64_t seq, const void *p, size_t n)
+/* Two open records of one connection (the mark of the first was lost): one after the other, the newest may hold the only copy of the
+ * token that works. What comes behind waits as well. */
+static void put_off(struct refresh *r, uint64_t seq, const struct reply *reply)
 {
-	struct refresh *r = arg;
+	r->put_off.seq = seq;
+	r->put_off.reply = *reply;
+}
+
+static void on_record(struct refresh *r, uint64_t seq)
+{
 	struct reply reply;
 	reply_init(&reply);
-	int e = reply_decode(p, n, r->conf->keyring, &reply);
+	int e = reply_decode(r->replay_record.data, r->replay_record.len, r->conf->keyring, &reply);
 	if (e != 0) {
 		reply_fini(&reply);
-		keep_unreadable(r, seq, p, n, e);
-		return 0;
+		keep_unreadable(r, seq, r->replay_record.data, r->replay_record.len, e);
+		return;
 	}
 	r->replaying++;
 	if (attempt_find(r, reply.id) != NULL)
 		put_off(r, seq, &reply);
 	else
 		begin_record(r, seq, &reply);
-	return 0;
 }
 
-void replay_settled(void *arg)
+static void take_up(struct refresh *r)
+{
+	if (r->put_off.seq == 0 || attempt_find(r, r->put_off.reply.id) != NULL)
+		return;
+	struct reply reply = r->put_off.reply;
+	uint64_t seq = r->put_off.seq;
+	r->put_off.seq = 0;
+	reply_init(&r->put_off.reply);
+	begin_record(r, seq, &reply);
+}
+
+/* So many at a time as may be in memory: a journal can hold far more than that. */
+static void feed(void *arg)
 {
 	struct refresh *r = arg;
 	MAGIC_CHECK(r, REFRESH_MAGIC);
-	if (!r->replay_running || r->replaying > 0)
+	take_up(r);
+	while (!r->replay_read && r->put_off.seq == 0 && r->replaying < REPLAY_AT_ONCE) {
+		uint64_t seq;
+		int got = journal_replay_next(r->journal, &seq, &r->replay_record);
+		if (got > 0)
+			on_record(r, seq);
+		else if (got == 0)
+			r->replay_read = true;
+		else /* what could be read is on its way; not starting would help nobody */
+			log_error("replay.disk_error", K_UINT("record", seq), K_STATUS(got));
+	}
+	refresh_check_idle(r);
+}
+
+static void replay_settled(void *arg)
+{
+	struct refresh *r = arg;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	if (!replay_is_through(r))
 		return;
 	r->replay_running = false;
 	r->replay_over = true;
 	r->replayed(r->replayed_arg, r->replayed_total);
 }
 
+bool replay_is_through(const struct refresh *r)
+{
+	return r->replay_running && r->replay_read && r->replaying == 0;
+}
+
+void replay_init(struct refresh *r)
+{
+	loop_task_init(&r->replay_task, feed, r);
+	loop_task_init(&r->replayed_task, replay_settled, r);
+	buf_init_secret(&r->replay_record, JOURNAL_RECORD_MAX);
+	reply_init(&r->put_off.reply);
+}
+
 int refresh_replay(struct refresh *r, void (*fn)(void *arg, uint64_t replayed), void *arg, struct fault *f)
 {
+	(void)f;
 	r->replay_running = true;
 	r->replayed = fn;
 	r->replayed_arg = arg;
-	int e = MUTANT(journal_off) ? 0 : journal_replay(r->journal, on_record, r);
-	if (e == ST_IO) { /* what could be read is on its way; not starting would help nobody */
-		log_error("replay.disk_error", K_STATUS(e));
-	} else if (e != 0) {
-		r->replay_running = false;
-		return fault_set(f, e, "the journal cannot be replayed: %s", status_text(e));
-	}
-	refresh_check_idle(r);
+	r->replay_read = MUTANT(journal_off);
+	feed(r);
 	return 0;
 }
 

@@ -91,15 +91,26 @@ void attempt_answer(struct attempt *a)
 	attempt_settle(a);
 }
 
+/* Said once until the journal takes one again: a disk that breaks under load is one event. */
+static void not_journalled(struct attempt *a, int code)
+{
+	struct refresh *r = a->owner;
+	a->seq = 0;
+	metrics_inc(M_JOURNAL_SKIPPED, NULL, NULL);
+	if (!r->unjournalled)
+		log_error("journal.append_failed", K_ID(a->id), K_STATUS(code));
+	r->unjournalled = true;
+}
+
 static void on_journalled(void *arg, int code)
 {
 	struct attempt *a = arg;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
 	FAILPOINT_IF(code == 0, journalled);
-	if (code != 0) { /* still in memory, and the journal has shut the gate: go on to the database at once */
-		log_error("journal.append_failed", K_ID(a->id), K_STATUS(code));
-		a->seq = 0;
-	}
+	if (code != 0) /* still in memory, and the journal has shut the gate: go on to the database at once */
+		not_journalled(a, code);
+	else
+		a->owner->unjournalled = false;
 	attempt_answer(a);
 }
 
@@ -125,8 +136,7 @@ static void journal_reply(struct attempt *a)
 	buf_fini(&record);
 	if (e == 0)
 		return;
-	a->seq = 0;
-	log_error("journal.append_failed", K_ID(a->id), K_STATUS(e));
+	not_journalled(a, e);
 	attempt_answer(a);
 }
 

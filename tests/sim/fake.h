@@ -71,6 +71,8 @@ uint64_t fake_journal_put(const void *p, size_t n); /* left over by an earlier l
 void fake_journal_set_delay(int64_t us);   /* from the append to being durable; 0 (default): next turn */
 void fake_journal_fail_append(int code);   /* journal_append itself returns it; 0: works again */
 void fake_journal_fail_sync(int code);	   /* the callback gets it, the record is lost; 0: works again */
+void fake_journal_set_room(uint64_t bytes); /* 0: enough for everybody */
+void fake_journal_tell(struct journal *j, const struct fault *what); /* a note, at once */
 void fake_journal_set_writable(struct journal *j, bool writable); /* state callback: next turn */
 unsigned fake_journal_appended(void);	   /* records ever appended */
 unsigned fake_journal_syncs(void);	   /* groups that became durable */

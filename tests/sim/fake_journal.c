@@ -33,6 +33,9 @@ struct journal {
 	void *state_arg;
 	void (*on_sync)(void *arg, int64_t us);
 	void *sync_arg;
+	void (*on_note)(void *arg, const struct fault *what);
+	void *on_note_arg;
+	uint64_t replay_at;
 };
 
 static struct {
@@ -40,6 +43,7 @@ static struct {
 	uint64_t last_seq;
 	int64_t delay_us;
 	int append_code, sync_code;
+	uint64_t room; /* 0: enough for everybody */
 	unsigned appended, syncs, done_since; /* done since the last time that records were thrown away */
 	bool in_use;
 } disk;
@@ -249,6 +253,45 @@ int journal_replay(struct journal *j, int (*fn)(void *arg, uint64_t seq, const v
 			return e;
 	}
 	return 0;
+}
+
+int journal_replay_next(struct journal *j, uint64_t *seq, struct buf *out)
+{
+	size_t n;
+	for (unsigned i = 0;; i++) {
+		const void *p = fake_journal_open_record(i, seq, &n);
+		if (p == NULL) {
+			j->replay_at = 0;
+			return 0;
+		}
+		if (*seq <= j->replay_at)
+			continue;
+		j->replay_at = *seq;
+		ALWAYS(buf_set(out, p, n) == 0);
+		return 1;
+	}
+}
+
+void journal_on_note(struct journal *j, void (*fn)(void *arg, const struct fault *what), void *arg)
+{
+	j->on_note = fn;
+	j->on_note_arg = arg;
+}
+
+uint64_t journal_room(const struct journal *j)
+{
+	uint64_t room = disk.room != 0 ? disk.room : UINT64_MAX;
+	return journal_writable(j) ? room : 0;
+}
+
+void fake_journal_set_room(uint64_t bytes)
+{
+	disk.room = bytes;
+}
+
+void fake_journal_tell(struct journal *j, const struct fault *what)
+{
+	j->on_note(j->on_note_arg, what);
 }
 
 int journal_append(struct journal *j, const void *p, size_t n, journal_fn *fn, void *arg, uint64_t *seq)
