@@ -16,7 +16,8 @@
 #include "base/sys.h"
 
 #define CHECK_MAGIC UINT32_C(0x7768636b)
-#define CHECKS_MAX 8
+#define CHECKS_MAX 16
+#define CHECKS_OF_ONE 4 /* an application whose receivers hang must not keep the others from making theirs */
 #define ENTITY_MAX 4096
 
 struct webhook_check {
@@ -24,6 +25,7 @@ struct webhook_check {
 	struct webhook *owner;
 	struct webhook_check *next, *prev;
 	struct httpc_call *call; /* NULL: ended */
+	char *application;
 	webhook_checked_fn *fn;
 	void *arg;
 };
@@ -38,6 +40,7 @@ static void check_free(struct webhook_check *k)
 		k->owner->checks = k->next;
 	if (k->call != NULL)
 		httpc_cancel(k->call);
+	mem_free(k->application);
 	k->magic = 0;
 	mem_free(k);
 }
@@ -100,15 +103,17 @@ int webhook_check(struct webhook *w, struct conf *c, const char *endpoint_id, co
 	const char *url, const struct webhook_keys *keys, webhook_checked_fn *fn, void *arg, struct fault *f)
 {
 	MAGIC_CHECK(w, WEBHOOK_MAGIC);
-	unsigned n = 0;
-	for (const struct webhook_check *k = w->checks; k != NULL; k = k->next)
+	unsigned n = 0, own = 0;
+	for (const struct webhook_check *k = w->checks; k != NULL; k = k->next) {
 		n++;
-	if (n >= CHECKS_MAX)
+		own += strcmp(k->application, application) == 0;
+	}
+	if (n >= CHECKS_MAX || own >= CHECKS_OF_ONE)
 		return fault_set(f, ST_FULL, "%u new endpoints are being checked already", n);
 	struct buf entity = BUF_INIT(ENTITY_MAX);
 	struct webhook_check *k = mem_alloc(sizeof *k);
 	*k = (struct webhook_check){
-		.magic = CHECK_MAGIC, .owner = w, .next = w->checks, .fn = fn, .arg = arg};
+		.magic = CHECK_MAGIC, .owner = w, .next = w->checks, .application = mem_strdup(application), .fn = fn, .arg = arg};
 	if (k->next != NULL)
 		k->next->prev = k;
 	w->checks = k;

@@ -88,13 +88,20 @@ static void failed(struct delivery *d, const char *error, enum out outcome, int6
 	log_failure(d, final);
 }
 
+/* The endpoint has got another address since: what the old one says of itself is not said of the new one. */
+static bool has_moved(const struct delivery *d)
+{
+	const struct endpoint *now = d->target->endpoint;
+	return now != NULL && strcmp(now->url, d->endpoint->url) != 0;
+}
+
 static void judge_status(struct delivery *d, const struct httpc_reply *r)
 {
 	int status = r->status;
 	d->attempt.status = status;
 	if (status >= 200 && status <= 299) {
 		delivered(d);
-	} else if (status == 410) {
+	} else if (status == 410 && !has_moved(d)) {
 		d->attempt.gone = true;
 		failed(d, "gone", OUT_REFUSED, 0);
 	} else if (status >= 300 && status <= 399) {

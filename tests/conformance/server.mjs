@@ -1,5 +1,5 @@
 // A certified OAuth server (npm oidc-provider) on 127.0.0.1: one client for every way of authentication, refresh tokens minted
-// without a browser, rotation always on, reuse of a spent token detected.
+// without a browser, rotation always on, reuse of a spent token detected; and clients that get tokens for themselves.
 //
 //   node server.mjs --ready-file FILE --keys-dir DIR [--at-ttl 60]
 //
@@ -7,6 +7,7 @@
 //   POST /_test/mint?client=basic&n=100   JSON lines with grant_id and refresh_token
 //   GET  /_test/stats                     what was granted and refused, and how often a spent token came again
 //   POST /_test/revoke?grant=ID           the user takes the grant back
+//   POST /_test/inspect                   whose the client's own token in the body is, and until when
 import { mkdirSync, renameSync, writeFileSync } from 'node:fs';
 import http from 'node:http';
 import { join } from 'node:path';
@@ -17,6 +18,7 @@ import Provider, { errors } from 'oidc-provider';
 const { values: options } = parseArgs({
   options: {
     'at-ttl': { type: 'string', default: '60' },
+    'own-ttl': { type: 'string', default: '8' },
     'ready-file': { type: 'string' },
     'keys-dir': { type: 'string' },
   },
@@ -115,6 +117,15 @@ const clients = [
   redirect_uris: ['https://client.test/cb'],
 }));
 
+// Those that come for themselves: no user, no refresh token.
+for (const client of [
+  { client_id: 'own:basic/1 %', client_secret: 'own p@ss&=+%', token_endpoint_auth_method: 'client_secret_basic' },
+  { client_id: 'own-post', client_secret: 'own-post-secret', token_endpoint_auth_method: 'client_secret_post' },
+  jwt('own-pkjwt', 'ES256', es),
+]) {
+  clients.push({ ...client, grant_types: ['client_credentials'], response_types: [], redirect_uris: [] });
+}
+
 // Listen first, so that the issuer can name the port.
 let handle = (req, res) => {
   res.statusCode = 503;
@@ -132,10 +143,10 @@ const provider = new Provider(issuer, {
   scopes: ['openid', 'offline_access', 'api:read'],
   clientAuthMethods: ['client_secret_basic', 'client_secret_post', 'private_key_jwt', 'none'],
   enabledJWA: { clientAuthSigningAlgValues: ['ES256', 'RS256'] },
-  features: { devInteractions: { enabled: false } },
+  features: { devInteractions: { enabled: false }, clientCredentials: { enabled: true } },
   findAccount: async (ctx, id) => ({ accountId: id, claims: async () => ({ sub: id }) }),
   rotateRefreshToken: () => true,
-  ttl: { AccessToken: Number(options['at-ttl']), RefreshToken: 86400, Grant: 86400, IdToken: 3600, Session: 86400, Interaction: 3600 },
+  ttl: { AccessToken: Number(options['at-ttl']), ClientCredentials: Number(options['own-ttl']), RefreshToken: 86400, Grant: 86400, IdToken: 3600, Session: 86400, Interaction: 3600 },
   cookies: { keys: ['for tests'] },
 });
 provider.on('grant.success', (ctx) => {
@@ -181,6 +192,12 @@ async function control(req, res, url) {
       for (const model of ['AccessToken', 'RefreshToken']) await provider[model].revokeByGrantId(query.grant);
       await provider.Grant.adapter.destroy(query.grant);
       return '{}';
+    case 'POST /_test/inspect': {
+      let value = '';
+      for await (const piece of req) value += piece;
+      const token = await provider.ClientCredentials.find(value);
+      return JSON.stringify(token ? { client: token.clientId, scope: token.scope, exp: token.exp } : {});
+    }
     default:
       res.statusCode = 404;
       return '{}';

@@ -17,6 +17,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "integration"))
 import world as w
+from apiclient import Client, connection_path
 from world import wait_until
 
 SECONDS = int(os.environ.get("REFRESHD_OIDC_SECONDS", "75"))
@@ -185,6 +186,66 @@ def verify_hooks(tap, v, hooks):
 	tap.check("and refuses one that was changed", said and said[-1].startswith("bad"), said[-1:] + [done.stderr])
 
 
+# service -> client id, secret, authentication, more for the client
+OWN = {
+	"own-basic": ("own:basic/1 %", "own p@ss&=+%", "client_secret_basic", {}),
+	"own-post": ("own-post", "own-post-secret", "client_secret_post", {}),
+	"own-pkjwt": ("own-pkjwt", None, "private_key_jwt", {"assertion_alg": "ES256", "key_id": "client-es"}),
+	"own-wrong": ("own-post", "not the secret", "client_secret_post", {}),
+}
+
+
+def client_credentials(tap, world):
+	"""POST .../token: no import, no person; the server's own word on every token."""
+	server = Server(world.dir)
+	try:
+		providers = {service: {"token_url": server.token_url, "client_auth": auth, "grant": "client_credentials", "rotation": "none",
+			"scope": "api:read", "send_scope": "literal"} for service, (_, _, auth, _) in OWN.items()}
+		v = world.vault("own", providers, migrate=False, api={"listen": "127.0.0.1:%d" % w.free_port()})
+		v.conf["clients"] = []
+		for service, (client_id, secret, _, more) in OWN.items():
+			c = dict(more, application="*", provider=service, client_id=client_id)
+			c["private_key_file" if secret is None else "client_secret_file"] = (os.path.join(server.keys, "es.pem") if secret is None
+				else v.write("secret-" + service, secret + "\n"))
+			v.conf["clients"].append(c)
+		v.conf["providers"]["own-pkjwt"]["audience"] = server.issuer
+		v.write_conf()
+		v.migrate()
+		v.ctl("app", "add", "app")
+		key = json.loads(v.ctl("--json", "key", "add", "app", "--scope", "connections:write", "--scope", "credentials:read").stdout)["key"]
+		v.start()
+		client = Client(int(v.conf["api"]["listen"].split(":")[1]), key)
+
+		def inspect(service):
+			a = client.get(connection_path(service, tail="/credentials"))
+			token = a.data["access_token"] if a.status == 200 else ""
+			return dict(json.loads(server.call("/_test/inspect", token.encode())), token=token, said=a)
+		first = {}
+		for service in [s for s in OWN if s != "own-wrong"]:
+			a = client.post(connection_path(service, tail="/token"))
+			tap.equal("%s: POST token" % service, (a.status, a.data["state"], a.data["oauth_grant_type"]) if a.status == 200 else a,
+				(200, "callable", "client_credentials"))
+			first[service] = inspect(service)
+			tap.equal("%s: the server knows the token as this client's" % service, (first[service].get("client"), first[service].get("scope")),
+				(OWN[service][0], "api:read"))
+			tap.check("%s: it ends when we say" % service, abs(first[service]["exp"] - first[service]["said"].data["expires_at"] / 1000) < 2, first[service])
+			tap.equal("%s: there is no refresh token" % service, v.rows(service)["c1"]["rt"], None)
+		a = client.post(connection_path("own-wrong", tail="/token"))
+		tap.equal("a wrong secret: 502, and why", (a.status, a.json["type_name"], a.json["detail"]["type"]),
+			(502, "ConnectorExecutionError", "refresh_token_connector_error"))
+		for service in first:
+			wait_until("%s: renewals of its own" % service, lambda: v.rows(service)["c1"]["refreshes"] >= 3, 40)
+			now = inspect(service)
+			tap.check("%s: renewed without being asked, and never expired" % service, now["token"] not in ("", first[service]["token"])
+				and now["client"] == OWN[service][0], now)
+			a = client.post(connection_path(service, tail="/token"))
+			tap.check("%s: POST token again gets another" % service, a.status == 200 and inspect(service)["token"] != now["token"], a)
+		tap.equal("the server refused nobody but the wrong one", set(server.stats()["errors"]), {"invalid_client"})
+		tap.equal("a drain ends well", v.stop(), 0)
+	finally:
+		server.close()
+
+
 def main():
 	tap = w.Tap()
 	why = install()
@@ -199,7 +260,7 @@ def main():
 		tap.check("node and the packages are there", False, why)
 		return tap.finish()
 	with w.World("oidc") as world:
-		tap.run([oidc], world)
+		tap.run([client_credentials, oidc], world)
 	return tap.finish()
 
 

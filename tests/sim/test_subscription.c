@@ -436,6 +436,25 @@ START_TEST(an_endpoint_that_is_off_gets_nothing_until_it_is_on)
 }
 END_TEST
 
+START_TEST(gone_from_an_address_that_is_not_its_any_more)
+{
+	subscribe("https://a.test/old");
+	poll_now();
+	t.answer.status = 410;
+	t.answer.after_us = 10 * US_PER_S;
+	unsigned e = post(EVENT_REFRESH_FAILED, "app1");
+	ck_assert_str_eq(t.url, "https://a.test/old");
+	subscribe("https://a.test/new");
+	webhook_changed(t.webhook);
+	t.answer.status = 200;
+	t.answer.after_us = US_PER_MS;
+	fake_loop_run_for(t.loop, 60 * US_PER_S);
+	ck_assert(!fake_outbox_is_disabled(t.store, ID));
+	ck_assert_str_eq(t.url, "https://a.test/new");
+	ck_assert(fake_outbox_delivery(t.store, e, ID)->delivered);
+}
+END_TEST
+
 START_TEST(a_secret_that_cannot_be_opened_lets_events_wait)
 {
 	struct store_hook h = hook_of("https://a.test/hook");
@@ -485,10 +504,15 @@ static void on_checked(void *arg, int status, const char *error)
 	t.error = error;
 }
 
-static int check(const char *url)
+static int check_of(const char *application, const char *url)
 {
 	struct fault f = {0};
-	return webhook_check(t.webhook, t.conf, ID, "app1", url, &t.keys, on_checked, &t, &f);
+	return webhook_check(t.webhook, t.conf, ID, application, url, &t.keys, on_checked, &t, &f);
+}
+
+static int check(const char *url)
+{
+	return check_of("app1", url);
 }
 
 static const struct {
@@ -533,12 +557,19 @@ START_TEST(checks_are_few_at_once_and_end_when_told)
 {
 	t.answer.hang = true;
 	unsigned n = 0;
-	while (check("https://new.test/hook") == 0 && n < 100)
-		n++;
-	ck_assert_uint_eq(n, 8);
+	for (unsigned app = 0; app < 6; app++) {
+		char name[16];
+		unsigned own = 0;
+		snprintf(name, sizeof name, "app%u", app);
+		while (check_of(name, "https://new.test/hook") == 0 && own < 100)
+			own++;
+		ck_assert_uint_eq(own, app < 4 ? 4 : 0); /* nobody gets all of them */
+		n += own;
+	}
+	ck_assert_uint_eq(n, 16);
 	ck_assert_int_eq(check("https://new.test/hook"), ST_FULL);
 	webhook_end_checks(t.webhook);
-	ck_assert_uint_eq(t.checked, 8);
+	ck_assert_uint_eq(t.checked, 16);
 	ck_assert_str_eq(t.error, "canceled");
 	ck_ok(check("https://new.test/hook")); /* the last one ends with the service */
 }
@@ -556,6 +587,7 @@ Suite *unit_suite(void)
 	tcase_add_test(c, changes_are_seen_at_a_poll_and_nothing_is_read_without_one);
 	tcase_add_test(c, an_attempt_ends_as_it_began_and_a_deleted_endpoint_gets_nothing);
 	tcase_add_test(c, an_endpoint_that_is_off_gets_nothing_until_it_is_on);
+	tcase_add_test(c, gone_from_an_address_that_is_not_its_any_more);
 	tcase_add_test(c, a_secret_that_cannot_be_opened_lets_events_wait);
 	tcase_add_test(c, a_failed_load_is_repeated);
 	tcase_add_loop_test(c, a_new_endpoint_is_asked_first, 0, sizeof checks / sizeof *checks);
