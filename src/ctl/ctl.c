@@ -33,7 +33,9 @@ static const struct ctl_command commands[] = {
 		"Bad lines are reported and skipped; with --strict nothing is written when there is one. --dry-run checks\n"
 		"everything and writes nothing. --create-apps makes applications that are not there. --verbose shows every bad\n"
 		"line instead of the first 20.\n", ctl_import },
-	{ "list", "[--state S] [--health H] [--app A] [--limit N]", "connections", "--limit 0 shows all; the default is 100.\n", ctl_list },
+	{ "list", "[--state S] [--health H] [--app A] [--in-doubt] [--limit N]", "connections",
+		"--in-doubt shows those whose refresh token was presented without an answer that reached us, and those that were lost by it.\n"
+		"--limit 0 shows all; the default is 100.\n", ctl_list },
 	{ "show", "ID", "one connection, without its secrets", "", ctl_show },
 	{ "refresh", "ID [--timeout 60s]", "refresh a connection now and wait for the outcome",
 		"Also tries a connection whose grant was found dead. Exit status 0 only when it was refreshed.\n", ctl_refresh },

@@ -16,7 +16,7 @@
 
 /* ---------------------------------------------------------------- one connection */
 
-static void json_connection(struct jsonw *w, const struct vault_connection *n)
+static void json_connection(struct jsonw *w, const struct vault_connection *n, const char *rotation)
 {
 	jsonw_object(w, NULL);
 	ctl_json_id(w, "connection_id", n->id);
@@ -48,6 +48,8 @@ static void json_connection(struct jsonw *w, const struct vault_connection *n)
 	ctl_json_time(w, "due_at", n->due_at);
 	jsonw_bool(w, "in_flight", n->leased);
 	jsonw_int(w, "doubts", n->doubts);
+	if (rotation != NULL)
+		jsonw_str(w, "rotation", rotation);
 	jsonw_int(w, "orphans", n->orphans);
 	jsonw_raw(w, "settings", n->settings_public, strlen(n->settings_public));
 	jsonw_raw(w, "metadata", n->metadata, strlen(n->metadata));
@@ -117,7 +119,7 @@ static int on_show(void *arg, const struct vault_connection *n)
 	if (c->json) {
 		struct ctl_json j;
 		ctl_json_begin(&j);
-		json_connection(&j.w, n);
+		json_connection(&j.w, n, NULL);
 		return ctl_json_end(&j) == CTL_OK ? 0 : ST_IO;
 	}
 	str_format_uuid(n->id, id);
@@ -153,14 +155,42 @@ int ctl_show(struct ctl *c, int argc, char **argv)
 
 /* ---------------------------------------------------------------- list */
 
+struct list {
+	struct ctl_listing l;
+	const struct conf *conf;
+	bool in_doubt;
+};
+
+static void table_in_doubt(struct ctl_table *t, const struct vault_connection *n, const char *rotation)
+{
+	char since[CTL_TIME_BYTES], due[CTL_TIME_BYTES], id[STR_UUID_BYTES];
+	str_format_uuid(n->id, id);
+	ctl_table_cell(t, "%s", id);
+	ctl_table_cell(t, "%s", n->application_id);
+	ctl_table_cell(t, "%s", n->consumer_id);
+	ctl_table_cell(t, "%s/%s", n->unified_api, n->service_id);
+	ctl_table_cell(t, "%s", rotation != NULL ? rotation : "not configured");
+	ctl_table_cell(t, "%" PRId64, n->doubts);
+	ctl_table_cell(t, "%s", n->health);
+	ctl_table_cell(t, "%s", strcmp(n->reason, "none") == 0 ? "-" : n->reason);
+	ctl_table_cell(t, "%s", ctl_ago(n->first_failed_at, since));
+	ctl_table_cell(t, "%s", n->leased ? "now" : ctl_ago(n->due_at, due));
+}
+
 static int on_list(void *arg, const struct vault_connection *n)
 {
-	struct ctl_listing *l = arg;
+	struct list *list = arg;
+	struct ctl_listing *l = &list->l;
+	const struct provider *p = list->in_doubt ? conf_provider(list->conf, n->service_id) : NULL;
 	char expires[CTL_TIME_BYTES], due[CTL_TIME_BYTES], id[STR_UUID_BYTES];
 	if (l->table == NULL) {
 		ctl_json_element_begin(&l->json);
-		json_connection(&l->json.w, n);
+		json_connection(&l->json.w, n, p != NULL ? rotation_word(p->rotation) : NULL);
 		return ctl_json_element_end(&l->json) == CTL_OK ? 0 : ST_IO;
+	}
+	if (list->in_doubt) {
+		table_in_doubt(l->table, n, p != NULL ? rotation_word(p->rotation) : NULL);
+		return 0;
 	}
 	str_format_uuid(n->id, id);
 	ctl_table_cell(l->table, "%s", id);
@@ -189,18 +219,23 @@ static int check_filter(struct ctl *c, const struct vault_filter *w)
 int ctl_list(struct ctl *c, int argc, char **argv)
 {
 	static const char *const headers[] = { "CONNECTION", "APPLICATION", "CONSUMER", "SERVICE", "STATE", "HEALTH", "REASON", "EXPIRES", "DUE" };
+	static const char *const doubt_headers[] = { "CONNECTION", "APPLICATION", "CONSUMER", "SERVICE", "ROTATION", "UNANSWERED", "HEALTH",
+		"REASON", "FAILING SINCE", "NEXT TRY" };
 	struct vault_filter w = { .limit = 100 };
 	const struct ctl_opt opts[] = { { "state", CTL_VALUE, &w.state }, { "health", CTL_VALUE, &w.health },
-		{ "app", CTL_VALUE, &w.application_id }, { "limit", CTL_NUMBER, &w.limit } };
+		{ "app", CTL_VALUE, &w.application_id }, { "limit", CTL_NUMBER, &w.limit },
+		{ "in-doubt", CTL_FLAG, &w.in_doubt } };
 	struct fault f = { 0 };
-	struct ctl_listing l;
+	struct list l = { .conf = NULL };
 	bool more = false;
 	CTL_TRY(CTL_OPTIONS(c, argc, argv, opts, 0, 0));
 	CTL_TRY(check_filter(c, &w));
 	CTL_TRY(ctl_connect(c));
-	ctl_listing_begin(&l, c, headers, 9);
+	l.conf = c->conf;
+	l.in_doubt = w.in_doubt;
+	ctl_listing_begin(&l.l, c, w.in_doubt ? doubt_headers : headers, w.in_doubt ? 10 : 9);
 	int rc = vault_list(c->pg, &w, on_list, &l, &more, &f);
-	ctl_listing_end(&l);
+	ctl_listing_end(&l.l);
 	if (rc != 0)
 		return ctl_fail("list", &f);
 	if (more)

@@ -73,7 +73,7 @@ static const struct pgstmt SQL_LIST = {
 	"vault_list",
 	CONNECTION_COLUMNS
 	"WHERE ($1::text IS NULL OR n.state = $1) AND ($2::text IS NULL OR n.health = $2)"
-	" AND ($3::text IS NULL OR n.application_id = $3)"
+	" AND ($3::text IS NULL OR n.application_id = $3) AND (NOT $9::boolean OR s.doubts > 0 OR n.reason = 'rotation_lost')"
 	" AND (n.application_id, n.consumer_id, n.unified_api, n.service_id) > ($4, $5, $6, $7)"
 	" ORDER BY n.application_id, n.consumer_id, n.unified_api, n.service_id LIMIT $8",
 };
@@ -381,6 +381,7 @@ static int query_page(struct pgsync *pg, const struct vault_filter *w, const str
 	for (int i = 0; i < 4; i++)
 		pgargs_text(a, from->part[i]);
 	pgargs_i64(a, limit);
+	pgargs_bool(a, w->in_doubt);
 	return pgsync_query(pg, &SQL_LIST, a, r, NULL, f);
 }
 

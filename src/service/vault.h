@@ -64,6 +64,7 @@ typedef int vault_connection_fn(void *arg, const struct vault_connection *c);
 struct vault_filter {
 	const char *state, *health, *application_id; /* NULL: all */
 	int64_t limit;				     /* 0: no limit */
+	bool in_doubt;				     /* only those whose token was presented without an answer, and those that were lost by it */
 };
 /* In the order of application, consumer, unified API, service. *more: the limit cut it. */
 int vault_list(struct pgsync *pg, const struct vault_filter *w, vault_connection_fn *fn, void *arg, bool *more, struct fault *f) MUST_USE;

@@ -5,6 +5,7 @@ The provider rotates strictly and takes its time; meanwhile the row is taken ove
 believed at the end is the provider's own view. tests/sim/test_fence.c has the cases one by one.
 """
 import copy
+import json
 import sys
 import time
 
@@ -99,10 +100,32 @@ def settings_changed(tap, world):
 	tap.equal("stops with 0", v.stop(), 0)
 
 
+def in_doubt(tap, world):
+	"""The provider rotates and its answer is cut: in doubt, then lost; its own reason, counter, event, and place in the list."""
+	world.sim.realm("doubt", mode="strict", at_ttl=3600, auth="basic", client_secret=w.CLIENT_SECRET)
+	world.sim.fault("doubt", "die_after", family=0)
+	world.sim.fault("doubt", "error", family=0, n=2, arg="503:temporarily_unavailable")
+	v = world.vault("doubt", {"doubt": {}})
+	v.import_lines(due_now(world.sim.mint("doubt", 1)) + due_now(world.sim.mint("doubt", 1)))
+	v.start()
+	wait_until("one in doubt", lambda: v.count("refreshd.schedule WHERE doubts = 1") == 1, 20)
+	rows = json.loads(v.ctl("--json", "list", "--in-doubt").stdout)
+	tap.equal("it is listed", [(x["doubts"], x["rotation"], x["reason"] != "none", x["due_at"] is not None, x["first_failed_at"] is not None)
+		for x in rows], [(1, "strict", True, True, True)])
+	wait_until("lost", lambda: v.count("refreshd.connection WHERE reason = 'rotation_lost'") == 1, 60)
+	tap.equal("counted", v.metrics().get("rotation_lost_total"), 1)
+	tap.equal("logged", len(v.logged("refresh.rotation_lost")), 1)
+	tap.equal("told", [e[:2] for e in v.events() if e[1] == "rotation_lost"], [("vault.connection.token_refresh.failed", "rotation_lost")])
+	text = v.ctl("list", "--in-doubt").stdout
+	tap.check("and listed to the end", "rotation_lost" in text and "strict" in text and len(text.splitlines()) == 2, text)
+	w.judge_tokens(tap, world.sim, v, "doubt", all_good=False)
+	tap.equal("stops with 0", v.stop(), 0)
+
+
 def main():
 	tap = w.Tap()
 	with w.World("fence") as world:
-		tap.run([taken_over, imported_again, imported_another, killed_before_the_merge, settings_changed], world)
+		tap.run([taken_over, imported_again, imported_another, killed_before_the_merge, settings_changed, in_doubt], world)
 	return tap.finish()
 
 
