@@ -23,6 +23,7 @@
 #define CALL_MAGIC 0x68747071U
 #define MAX_POOLED 256
 #define MIN_CURL 0x075801 /* 7.88.1 */
+#define LAST_LOOK_US (50 * US_PER_MS)
 #define MAX_STREAMS 1000L /* of one HTTP/2 connection; the peer has its own limit */
 
 struct sock {
@@ -190,6 +191,7 @@ static void call_detach(struct httpc_call *c)
 	c->query = NULL;
 	loop_timer_free(c->timer);
 	c->timer = NULL;
+	loop_undefer(h->loop, &c->ending);
 	if (c->easy != NULL) {
 		ALWAYS(curl_multi_remove_handle(h->multi, c->easy) == CURLM_OK);
 		easy_put(h, c->easy);
@@ -219,6 +221,32 @@ static void call_fail(struct httpc_call *c, enum httpc_error error)
 	call_finish(c);
 }
 
+/*
+ * The time for the answer is over. A process that was stopped, or whose machine slept, learns of that together with the answer that
+ * came meanwhile, and that may be the only copy of a rotated token: so the sockets are looked at once more before the end. libcurl's
+ * own timeout would drop it unread.
+ */
+static void on_timeout(void *arg)
+{
+	struct httpc_call *c = arg;
+	MAGIC_CHECK(c, CALL_MAGIC);
+	if (!c->overdue) {
+		c->overdue = true;
+		loop_timer_after(c->timer, LAST_LOOK_US);
+		return;
+	}
+	loop_defer(c->httpc->loop, &c->ending); /* behind the completions of this turn */
+}
+
+static void on_ending(void *arg)
+{
+	struct httpc_call *c = arg;
+	MAGIC_CHECK(c, CALL_MAGIC);
+	httpc_call_judge(c, CURLE_OPERATION_TIMEDOUT);
+	c->reply.duration_us = sys_mono_us() - c->run_mono_us;
+	call_finish(c);
+}
+
 /* 0 once libcurl has the call. */
 static int call_run(struct httpc_call *c)
 {
@@ -228,8 +256,11 @@ static int call_run(struct httpc_call *c)
 	c->easy = easy_take(h);
 	int rc = httpc_call_setup(c, &h->env);
 	if (rc == 0 && curl_easy_setopt(c->easy, CURLOPT_PRIVATE, c) == CURLE_OK &&
-		curl_multi_add_handle(h->multi, c->easy) == CURLM_OK)
+		curl_multi_add_handle(h->multi, c->easy) == CURLM_OK) {
+		c->timer = loop_timer_new(h->loop, on_timeout, c);
+		loop_timer_at(c->timer, c->start_mono_us + c->timeout_us);
 		return 0;
+	}
 	easy_put(h, c->easy);
 	c->easy = NULL;
 	return ST_INVALID;
@@ -296,6 +327,7 @@ int httpc_start(struct httpc *h, const struct httpc_request *req, httpc_fn *fn, 
 	c->arg = arg;
 	c->start_mono_us = sys_mono_us();
 	c->reply.start_wall_us = sys_wall_us();
+	loop_task_init(&c->ending, on_ending, c);
 	call_link(h, c);
 	rc = call_start(c, f);
 	if (rc != 0) {

@@ -344,7 +344,7 @@ static CURLcode set_network(struct httpc_call *c, const struct httpc_call_env *e
 	SET(CURLOPT_PROTOCOLS_STR, c->allow_http ? "http,https" : "https");
 	SET(CURLOPT_PROXY, "");
 	SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
-	SET(CURLOPT_TIMEOUT_MS, (long)ms_of(left_us));
+	/* No CURLOPT_TIMEOUT_MS: libcurl looks at the time before it looks at the socket. See on_timeout in httpc.c. */
 	int64_t connect_us = c->connect_timeout_us < left_us ? c->connect_timeout_us : left_us;
 	SET(CURLOPT_CONNECTTIMEOUT_MS, (long)ms_of(connect_us));
 	SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket);

@@ -36,10 +36,11 @@ struct httpc_call {
 
 	/* where it stands */
 	struct resolver_query *query; /* while the name is asked for */
-	struct loop_timer *timer;     /* likewise */
+	struct loop_timer *timer;     /* of the look-up, then of the whole */
+	struct loop_task ending;
 	int64_t start_mono_us, run_mono_us;
 	CURL *easy; /* while it is in the multi */
-	bool opened_socket, prepared, refused_addr, refused_resend, too_large;
+	bool overdue, opened_socket, prepared, refused_addr, refused_resend, too_large;
 #ifdef REFRESHD_TORTURE
 	bool watched;
 #endif

@@ -456,6 +456,28 @@ START_TEST(a_peer_that_hangs_is_cut_at_the_timeout)
 }
 END_TEST
 
+/* As after SIGSTOP, or when the machine slept: the answer came in time, and nobody looked until the time was over. */
+START_TEST(an_answer_in_the_socket_counts_when_the_time_is_over)
+{
+	for (int tls = 0; tls < 2; tls++) {
+		struct ask a = ask_of("/hold");
+		struct outcome o;
+		a.to = tls ? peer : plain;
+		a.scheme = tls ? "https" : "http";
+		a.req.allow_http = !tls;
+		a.req.timeout_us = US_PER_S;
+		int64_t began = sys_mono_us();
+		start(&o, a);
+		wait_for(&tlspeer_seen(a.to)->held, 1);
+		tlspeer_release(a.to);
+		while (sys_mono_us() < began + 3 * US_PER_S / 2)
+			;
+		wait_for(&o.calls, 1);
+		expect_ok(o);
+	}
+}
+END_TEST
+
 START_TEST(what_cannot_be_reached_was_never_sent)
 {
 	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
@@ -873,6 +895,7 @@ Suite *unit_suite(void)
 	unit_add(t, http2_presents_the_body_once_too);
 	unit_add(t, a_hanging_name_server_never_holds_up_the_loop);
 	unit_add(t, a_peer_that_hangs_is_cut_at_the_timeout);
+	unit_add(t, an_answer_in_the_socket_counts_when_the_time_is_over);
 	unit_add(t, what_cannot_be_reached_was_never_sent);
 	unit_add(t, certificates_are_checked);
 	unit_add(t, a_client_certificate_is_shown_when_there_is_one);
