@@ -248,6 +248,11 @@ def judge_expiry(case, v):
 	def excused(family, since, to):
 		if any(s["from_us"] <= to and s["to_us"] >= since for s in case.spans if s["kind"] == "outage"):
 			return True
+		# In the hands of a process that was stopped: its lease keeps everybody else away, and must.
+		claims = [c for c in case.claims_of.get(case.id_of.get(family), []) if c["t_us"] <= to]
+		if claims and case.stopped_us(case.instance(claims[-1]), claims[-1]["t_us"], to) > 0 and not any(
+				w["t_us"] > claims[-1]["t_us"] and w["t_us"] <= to for w in case.writes_of.get(claims[-1]["id"], [])):
+			return True
 		# Not a healthy connection: an attempt of its last life was not answered with new tokens.
 		return any(x["family"] == family and since <= x["t_recv_us"] <= to and not answered(x) for x in case.ledger)
 
