@@ -90,18 +90,20 @@ static const struct pgstmt SQL_CHANGE = {
 	" SELECT $14, u.application_id, u.connection_id, $15, $16, 'Connection', $17, $5 FROM u WHERE $15::text IS NOT NULL",
 };
 
+/* Whatever changed the row while its lock was waited for happened before. */
 static const struct pgstmt SQL_FORGET = {
 	"vaultapi_forget",
 	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::text[])"
 	" AS t (slot, connection_id, application_id, event_id, entity_id, entity)),"
 	" n AS (DELETE FROM refreshd.connection c USING r WHERE c.slot = r.slot AND c.connection_id = r.connection_id"
-	" AND c.application_id = r.application_id RETURNING c.slot, c.connection_id),"
-	" gone AS MATERIALIZED (SELECT r.* FROM r JOIN n USING (slot, connection_id)),"
+	" AND c.application_id = r.application_id RETURNING c.slot, c.connection_id, c.updated_at),"
+	" gone AS MATERIALIZED (SELECT r.*, n.updated_at FROM r JOIN n USING (slot, connection_id)),"
 	" s AS (DELETE FROM refreshd.schedule x USING gone g WHERE x.slot = g.slot AND x.connection_id = g.connection_id),"
 	" k AS (DELETE FROM refreshd.credential x USING gone g WHERE x.slot = g.slot AND x.connection_id = g.connection_id),"
 	" o AS (DELETE FROM refreshd.orphan_token x USING gone g WHERE x.slot = g.slot AND x.connection_id = g.connection_id)"
 	" INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity, occurred_at)"
-	" SELECT event_id, application_id, connection_id, 'vault.connection.deleted', entity_id, 'Connection', entity, $7 FROM gone",
+	" SELECT event_id, application_id, connection_id, 'vault.connection.deleted', entity_id, 'Connection', entity,"
+	" greatest($7, updated_at + interval '1 microsecond') FROM gone",
 };
 
 /* A lease whose attempt an import voided says nothing of the present tokens: due behind it. */

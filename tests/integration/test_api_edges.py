@@ -2,9 +2,11 @@
 """The Vault API where its parts meet: large bodies over TLS, forged cursors, headers given twice, changes that come together with
 others, keys that are revoked and connections that are disabled while a call waits, and settings that lack what the connector needs."""
 import base64
+import collections
 import concurrent.futures
 import json
 import os
+import random
 import socket
 import ssl
 import subprocess
@@ -317,7 +319,73 @@ def handed_over_wrongly(tap, world):
 		x.close()
 
 
-SCENARIOS = [handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+# ---------------------------------------------------------------- all at once
+
+ALLOWED = {"import": {200}, "patch": {200, 404, 409}, "delete": {204, 404}, "validate": {200, 404, 422, 401, 502}, "credentials": {200, 404, 422, 401, 502},
+	"get": {200}, "consumer": {200, 404, 409}}
+
+
+def life_is_told(events):
+	"""Does what was told of one connection make sense? created and deleted by turns, and nothing of what is not there."""
+	there = False
+	for name in events:
+		if name == "created" and there or name != "created" and not there:
+			return False
+		there = name != "deleted"
+	return there
+
+
+def all_at_once(tap, world):
+	v, c = open_vault(world, "all", api={"rate": "unlimited"}, refresh={"poll_interval": "100ms"})
+	# The row is locked by whoever tells of it, so the order of the inserts is the order of what happened.
+	v.sql("""
+		CREATE TABLE watch.told (n bigserial, entity_id text, event_type text);
+		CREATE FUNCTION watch.note_told() RETURNS trigger LANGUAGE plpgsql AS
+			'BEGIN INSERT INTO watch.told (entity_id, event_type) VALUES (NEW.entity_id, NEW.event_type); RETURN NULL; END';
+		CREATE TRIGGER told AFTER INSERT ON refreshd.event FOR EACH ROW EXECUTE FUNCTION watch.note_told();""")
+	seed = int(os.environ.get("REFRESHD_SEED", str(random.randrange(10 ** 9))))
+	tap.note("seed %d" % seed)
+	given = tokens(world, n=400)
+	consumers = ["r%d" % i for i in range(4)]
+	wrong, done = [], collections.Counter()
+
+	def act(n):
+		rng = random.Random(seed * 1000 + n)
+		for i in range(60):
+			me, what = c.but(consumer=rng.choice(consumers)), rng.choice(list(ALLOWED) + ["import", "patch"])
+			if what == "import":
+				a = me.post(PATH + "/import", body_of(rng.choice(given[n * 50:n * 50 + 50]), expires_in=rng.choice((1, 3600)), issued_at=iso(-2)))
+			elif what == "patch":
+				a = me.patch(PATH, rng.choice(({"enabled": False}, {"enabled": True}, {"metadata": {"n": n}}, {"settings": {"s%d" % n: i}})))
+			elif what == "delete":
+				a = me.delete(PATH)
+			elif what == "consumer":
+				a = me.delete("/vault/consumers/" + me.consumer)
+			elif what == "get":
+				a = me.get(PATH)
+			else:
+				a = me.post(PATH + "/validate") if what == "validate" else me.get(PATH + "/credentials?min_ttl=100")
+			done["%s %d" % (what, a.status)] += 1
+			if a.status not in ALLOWED[what]:
+				wrong.append((what, a))
+	with concurrent.futures.ThreadPoolExecutor(8) as pool:
+		list(pool.map(act, range(8)))
+	tap.note(str(dict(done)))
+	tap.equal("every answer is one of those that fit", wrong, [])
+	wait_until("quiet", v.quiet, 30)
+	for consumer in consumers:
+		told = v.sql("SELECT event_type FROM watch.told WHERE entity_id = 'app+%s' ORDER BY n" % consumer).split()
+		told = [x.split("connection.")[1] for x in told]
+		there = v.count("refreshd.connection WHERE consumer_id = '%s'" % consumer) == 1
+		tap.check("%s: %d events make a life, and its end is what is there" % (consumer, len(told)), life_is_told(told) == there, (there, told))
+	left = [v.count("refreshd.%s x LEFT JOIN refreshd.connection c USING (slot, connection_id) WHERE c.slot IS NULL" % t)
+		for t in ("schedule", "credential", "orphan_token")]
+	tap.equal("nothing is left of what was deleted", left[:2], [0, 0])
+	tap.equal("versions only grew", v.count("watch.shrunk"), 0)
+	tap.equal("a drain ends well", v.stop(), 0)
+
+
+SCENARIOS = [all_at_once, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():
