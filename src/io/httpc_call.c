@@ -304,6 +304,11 @@ static int on_prereq(void *arg, char *ip, char *local_ip, int port, int local_po
 		c->opened_socket = false;
 		return CURL_PREREQFUNC_ABORT;
 	}
+	/* The process was stopped or its machine slept while the connection was made: whoever counts on our time-out may have gone on. */
+	if (sys_mono_us() - c->start_mono_us >= c->timeout_us) {
+		c->too_late = true;
+		return CURL_PREREQFUNC_ABORT;
+	}
 	/* libcurl tries a second connection when a kept one died. That is fine as long as nothing was shown to
 	 * anybody on the first one. */
 	long new_connections = 0;
@@ -428,6 +433,8 @@ static enum httpc_error error_of(const struct httpc_call *c, CURLcode rc)
 		return HTTPC_E_TOO_LARGE;
 	if (c->refused_resend)
 		return HTTPC_E_CLOSED;
+	if (c->too_late)
+		return HTTPC_E_TIMEOUT;
 	/* An address that was refused does not matter once another one could be tried. */
 	if (c->refused_addr && !c->opened_socket)
 		return HTTPC_E_REFUSED_ADDR;

@@ -40,7 +40,7 @@ struct httpc_call {
 	struct loop_task ending;
 	int64_t start_mono_us, run_mono_us;
 	CURL *easy; /* while it is in the multi */
-	bool overdue, opened_socket, prepared, refused_addr, refused_resend, too_large;
+	bool overdue, opened_socket, prepared, refused_addr, refused_resend, too_late, too_large;
 #ifdef REFRESHD_TORTURE
 	bool watched;
 #endif

@@ -478,6 +478,36 @@ START_TEST(an_answer_in_the_socket_counts_when_the_time_is_over)
 }
 END_TEST
 
+static struct httpc_call *sleeper;
+
+/* While the connection is made the machine sleeps for longer than the time-out, and libcurl's clock with it. */
+static bool sleep_while_connecting(const struct sockaddr *sa, void *arg)
+{
+	(void)sa;
+	(void)arg;
+	sleeper->start_mono_us -= sleeper->timeout_us;
+	return true;
+}
+
+START_TEST(after_a_sleep_longer_than_the_timeout_nothing_is_sent)
+{
+	struct ask a = ask_of("/ok");
+	struct outcome o;
+	a.req.addr_allowed = sleep_while_connecting;
+	start(&o, a);
+	sleeper = o.call;
+	wait_for(&o.calls, 1);
+	expect(o, HTTPC_NEVER_SENT, HTTPC_E_TIMEOUT, 0);
+	ck_assert_int_eq(tlspeer_seen(peer)->requests, 0);
+	expect_ok(fetch(ask_of("/ok")));
+	start(&o, a); /* on the connection that is kept */
+	sleeper = o.call;
+	wait_for(&o.calls, 1);
+	expect(o, HTTPC_NEVER_SENT, HTTPC_E_TIMEOUT, 0);
+	ck_assert_int_eq(tlspeer_seen(peer)->requests, 1);
+}
+END_TEST
+
 START_TEST(what_cannot_be_reached_was_never_sent)
 {
 	struct sockaddr_in sin = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
@@ -896,6 +926,7 @@ Suite *unit_suite(void)
 	unit_add(t, a_hanging_name_server_never_holds_up_the_loop);
 	unit_add(t, a_peer_that_hangs_is_cut_at_the_timeout);
 	unit_add(t, an_answer_in_the_socket_counts_when_the_time_is_over);
+	unit_add(t, after_a_sleep_longer_than_the_timeout_nothing_is_sent);
 	unit_add(t, what_cannot_be_reached_was_never_sent);
 	unit_add(t, certificates_are_checked);
 	unit_add(t, a_client_certificate_is_shown_when_there_is_one);
