@@ -73,11 +73,42 @@ def api(place, runs, n):
 	}
 
 
+TABLES = ("schedule", "connection", "credential", "event")
+
+
+class BareCopy:
+	"""The least that the same rows cost: a COPY of their bytes into tables of the same shape, with the same indexes."""
+
+	def __init__(self, place, v):
+		self.place, self.v = place, v
+		v.sql("CREATE SCHEMA bare;" + "".join("CREATE TABLE bare.%s (LIKE refreshd.%s INCLUDING ALL);" % (t, t) for t in TABLES))
+
+	def psql(self, *commands):
+		argv = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1"]
+		for c in commands:
+			argv += ["-c", c]
+		output(argv + [self.v.conf["database"]["url"]])
+
+	def path(self, table):
+		return os.path.join(self.place.dir, "bare-" + table)
+
+	def run(self, run):
+		"""The rows of one run of the import, once more; seconds and Postgres' CPU-microseconds."""
+		of_run = "connection_id IN (SELECT connection_id FROM refreshd.connection WHERE consumer_id LIKE 'f%d-%%')" % run
+		self.psql(*("\\copy (SELECT * FROM refreshd.%s WHERE %s) TO '%s' WITH (FORMAT binary)" % (t, of_run, self.path(t)) for t in TABLES))
+		self.place.settle()
+		meter = Meter(postgres=self.place.pg_cpu)
+		self.psql(*("\\copy bare.%s FROM '%s' WITH (FORMAT binary)" % (t, self.path(t)) for t in TABLES))
+		used = meter.stop()
+		return meter.seconds, used["postgres"]
+
+
 def by_file(place, runs, n):
 	v = place.vault("file", "imp")
 	v.ctl("app", "add", "app")
 	path = os.path.join(place.dir, "lines")
-	rates, own, postgres = [], [], []
+	bare = BareCopy(place, v)
+	rates, own, postgres, bare_rates, bare_postgres = [], [], [], [], []
 	for run in range(runs):
 		with open(path, "w") as f:
 			for x in place.sim.mint("imp", n):
@@ -91,12 +122,17 @@ def by_file(place, runs, n):
 		own.append((after.children_user + after.children_system - before.children_user - before.children_system) * 1e6 / n)
 		postgres.append(used["postgres"] / n)
 		rates.append(n / meter.seconds)
-		say("refreshctl import: %.0f lines/s, %.1f CPU-us a line of its own" % (rates[-1], own[-1]))
+		seconds, us = bare.run(run)
+		bare_rates.append(n / seconds)
+		bare_postgres.append(us / n)
+		say("refreshctl import: %.0f lines/s, %.1f CPU-us a line of its own, %.1f of Postgres; bare COPY: %.0f/s, %.1f of Postgres" %
+			(rates[-1], own[-1], postgres[-1], bare_rates[-1], bare_postgres[-1]))
 	stored = v.count("refreshd.connection")
-	if stored != runs * n:
+	if stored != runs * n or v.count("bare.connection") != stored:
 		raise RuntimeError("%d connections are stored, %d were imported" % (stored, runs * n))
 	return {"lines": n, "per_s": spread(rates, 0), "own_per_s": spread([1e6 / us for us in own], 0), "ctl_cpu_us": spread(own),
-		"postgres_cpu_us": spread(postgres)}
+		"postgres_cpu_us": spread(postgres), "ratio_to_bare_copy": ratio(rates, bare_rates),
+		"bare_copy": {"per_s": spread(bare_rates, 0), "postgres_cpu_us": spread(bare_postgres)}}
 
 
 def measure(form):

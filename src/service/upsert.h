@@ -1,9 +1,9 @@
 /*
  * upsert - the SQL by which tokens come in from outside, shared by the bulk import and the API.
  *
- * Both bring their rows as a relation `a` of one statement (columns as below), the one from a COPYed table, the other
- * from arrays. An import voids an attempt that is out (attempt_id 0) but leaves its lease while it runs, so that no two
- * presentations overlap; the late answer loses its fence. A token version only ever grows.
+ * Both bring their rows as a relation `a` of one statement (columns as below, as far as a part needs them). An import voids an
+ * attempt that is out (attempt_id 0) but leaves its lease while it runs, so that no two presentations overlap; the late answer
+ * loses its fence. A token version only ever grows.
  *
  * a: slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, token_version, due_at, issued_at,
  * expires_at, refresh_issued_at, refresh_expires_at, access_token, refresh_token, settings, settings_public (jsonb), metadata

@@ -1,9 +1,10 @@
 /*
  * vault_import - the SQL of an import. Read the statements first; the C below sorts, seals, binds.
  *
- * Rows go in the order of their ids, so that two importers cannot deadlock, and what the server undoes all the same is
- * sent again. A token version is the wall clock, and grows by one at least from row to row. Sealing happens
- * right before the COPY, because the version is part of what is sealed. Must not log or print.
+ * The schedule decides which rows are new; those are copied straight into the other tables, the rest is updated by one
+ * statement. Rows go in the order of their ids, so that two importers cannot deadlock, and what the server undoes all the
+ * same is sent again. A token version is the wall clock, and grows by one at least from row to row. Sealing happens right
+ * before a row is sent, because the version is part of what is sealed. Must not log or print.
  */
 #include "service/vault_import.h"
 
@@ -23,23 +24,11 @@
 
 /* ---------------------------------------------------------------- statements */
 
-#define ROWS_TABLE                                                                                              \
-	"CREATE TEMP TABLE IF NOT EXISTS refreshd_import (ord integer NOT NULL, slot smallint, connection_id uuid," \
-	" application_id text, consumer_id text, unified_api text, service_id text, auth_type text,"                \
-	" token_version bigint, due_at timestamptz, issued_at timestamptz, expires_at timestamptz,"                 \
-	" refresh_issued_at timestamptz, refresh_expires_at timestamptz, access_token bytea, refresh_token bytea,"  \
-	" settings bytea, settings_public jsonb, metadata jsonb) "
-static const char SQL_ROWS_KEPT[] = ROWS_TABLE "ON COMMIT DELETE ROWS";
-/* Behind a transaction pooler the next transaction may meet another server connection. */
-static const char SQL_ROWS_DROPPED[] = ROWS_TABLE "ON COMMIT DROP";
-static const char SQL_ROWS_EMPTY[] = "TRUNCATE pg_temp.refreshd_import";
-static const char SQL_COPY[] = "COPY pg_temp.refreshd_import FROM STDIN (FORMAT binary)";
-
 static const struct pgstmt SQL_SCHEDULE = {
 	"vault_import_schedule",
 	"INSERT INTO refreshd.schedule AS s (slot, connection_id, token_version, due_at, application_id, service_id)"
-	" SELECT slot, connection_id, token_version, due_at, application_id, service_id FROM pg_temp.refreshd_import"
-	" ORDER BY slot, connection_id"
+	" SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::text[], $6::text[])"
+	" AS t (slot, connection_id, token_version, due_at, application_id, service_id) ORDER BY slot, connection_id"
 	" ON CONFLICT (slot, connection_id) DO UPDATE SET " UPSERT_SCHEDULE_SET("excluded")
 	" WHERE s.token_version < excluded.token_version"
 	" RETURNING s.connection_id, s.xmax = 0",
@@ -55,16 +44,28 @@ static const struct pgstmt SQL_VERSIONS = {
 	"SELECT count(*), coalesce(max(s.token_version), 0)"
 	" FROM unnest($1::smallint[], $2::uuid[]) AS t (slot, connection_id) JOIN refreshd.schedule s USING (slot, connection_id)",
 };
-/* The limit takes nothing away: it tells the planner, who knows nothing of a temporary table, how few rows these are. */
-static const struct pgstmt SQL_WRITE = {
-	"vault_import_write",
-	"WITH a AS MATERIALIZED (SELECT i.*, r.created, r.state, r.health, r.event_type, r.event_id, r.entity_id, r.entity, true AS wanted"
-	" FROM unnest($1::int[], $2::boolean[], $3::text[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::text[])"
-	" AS r (ord, created, state, health, event_type, event_id, entity_id, entity) JOIN pg_temp.refreshd_import i USING (ord) LIMIT $10),"
-	" n AS (" UPSERT_CONNECTION_INSERT("$9") "),"
-	" u AS (" UPSERT_CONNECTION_UPDATE("$9") "),"
-	" k AS (" UPSERT_CREDENTIAL ") "
-	UPSERT_EVENT("$9"),
+/* What is new goes straight to where it stays: nothing takes many rows as cheaply as COPY. */
+static const char SQL_COPY_CONNECTION[] =
+	"COPY refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state,"
+	" health, created_at, updated_at, metadata, settings_public, settings) FROM STDIN (FORMAT binary)";
+static const char SQL_COPY_CREDENTIAL[] =
+	"COPY refreshd.credential (slot, connection_id, token_version, issued_at, expires_at, refresh_issued_at, refresh_expires_at,"
+	" access_token, refresh_token) FROM STDIN (FORMAT binary)";
+static const char SQL_COPY_EVENT[] =
+	"COPY refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity, occurred_at)"
+	" FROM STDIN (FORMAT binary)";
+/* What was there. The limit takes nothing away: it tells the planner how few rows these are. */
+static const struct pgstmt SQL_UPDATE = {
+	"vault_import_update",
+	"WITH a AS MATERIALIZED (SELECT t.slot, t.connection_id, t.auth_type, t.token_version, t.issued_at, t.expires_at,"
+	" t.refresh_issued_at, t.refresh_expires_at, t.access_token, t.refresh_token, t.settings,"
+	" t.settings_public::jsonb, t.metadata::jsonb, t.state, t.health, false AS created"
+	" FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::bigint[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[],"
+	" $8::timestamptz[], $9::bytea[], $10::bytea[], $11::bytea[], $12::text[], $13::text[], $14::text[], $15::text[])"
+	" AS t (slot, connection_id, auth_type, token_version, issued_at, expires_at, refresh_issued_at, refresh_expires_at,"
+	" access_token, refresh_token, settings, settings_public, metadata, state, health) LIMIT $17),"
+	" u AS (" UPSERT_CONNECTION_UPDATE("$16") ") "
+	UPSERT_CREDENTIAL,
 };
 
 /* ---------------------------------------------------------------- rows */
@@ -78,13 +79,14 @@ struct row {
 	enum conn_state state; /* before the import */
 	enum conn_health health;
 	int64_t created_at, last_failed_at;
+	struct import_times times;
 	struct conn_change to;
 };
 
 struct vault_importer {
 	struct pgsync *pg;
 	const struct conf *conf; /* borrowed */
-	bool in_transaction, has_table;
+	bool in_transaction;
 	int64_t last_version;
 	struct buf sealed[3]; /* access token, refresh token, settings */
 	struct buf shown;
@@ -184,100 +186,185 @@ static int seal_into(struct vault_importer *m, enum seal_column col, const struc
 	return seal_column(m->conf->keyring, col, r->id, version, plain->data, plain->len, out);
 }
 
-static int seal_row(struct vault_importer *m, const struct row *r)
+static int seal_access(struct vault_importer *m, const struct row *r)
 {
-	const struct vault_item *x = &m->items[r->item];
-	int rc = seal_into(m, SEAL_ACCESS_TOKEN, r, r->version, &x->import->access_token, &m->sealed[0]);
-	if (rc == 0)
-		rc = seal_into(m, SEAL_REFRESH_TOKEN, r, r->version, &x->import->refresh_token, &m->sealed[1]);
-	buf_reset(&m->sealed[2]);
-	buf_reset(&m->shown);
-	if (rc == 0 && x->import->has_settings)
-		rc = seal_into(m, SEAL_SETTINGS, r, 0, &x->import->settings, &m->sealed[2]);
-	if (rc == 0 && x->import->has_settings)
-		rc = import_mask_settings(buf_str(&x->import->settings), x->import->settings.len, x->provider, &m->shown);
-	return rc;
+	return seal_into(m, SEAL_ACCESS_TOKEN, r, r->version, &m->items[r->item].import->access_token, &m->sealed[0]);
 }
 
-static struct pgargs *bind_row(struct vault_importer *m, struct row *r)
+static int seal_refresh(struct vault_importer *m, const struct row *r)
+{
+	return seal_into(m, SEAL_REFRESH_TOKEN, r, r->version, &m->items[r->item].import->refresh_token, &m->sealed[1]);
+}
+
+static int seal_settings(struct vault_importer *m, const struct row *r)
+{
+	return seal_into(m, SEAL_SETTINGS, r, 0, &m->items[r->item].import->settings, &m->sealed[2]);
+}
+
+static int mask_settings(struct vault_importer *m, const struct row *r)
 {
 	const struct vault_item *x = &m->items[r->item];
-	const struct policy_margin margin = { .margin_us = m->conf->refresh.margin_us, .fraction = m->conf->refresh.margin_fraction };
-	struct import_times t;
-	import_plan(x->import, x->provider, &margin, m->now, sys_random_unit(), &t);
-	r->due_now = t.due_now;
-	struct pgargs *a = pgargs_new();
-	pgargs_i32(a, (int32_t)(r - m->rows));
+	const struct buf *plain = &x->import->settings;
+	buf_reset(&m->shown);
+	return x->import->has_settings ? import_mask_settings(buf_str(plain), plain->len, x->provider, &m->shown) : 0;
+}
+
+static const char *shown_of(const struct vault_importer *m)
+{
+	return m->shown.len > 0 ? buf_str(&m->shown) : NULL;
+}
+
+static const char *metadata_of(const struct vault_item *x)
+{
+	return x->import->has_metadata ? buf_str(&x->import->metadata) : NULL;
+}
+
+/* Fills a row of a COPY, from the sealed values too. */
+typedef int bind_fn(struct vault_importer *m, const struct row *r, struct pgargs *a);
+
+static int bind_connection(struct vault_importer *m, const struct row *r, struct pgargs *a)
+{
+	const struct vault_item *x = &m->items[r->item];
+	int rc = seal_settings(m, r);
+	if (rc == 0)
+		rc = mask_settings(m, r);
+	if (rc != 0)
+		return rc;
 	vault_add_id(a, r->id);
 	pgargs_text(a, x->import->application_id);
 	pgargs_text(a, x->import->consumer_id);
 	pgargs_text(a, x->import->unified_api);
 	pgargs_text(a, x->import->service_id);
 	pgargs_text(a, auth_type_word(x->provider->auth_type));
-	pgargs_i64(a, r->version);
-	pgargs_time(a, t.due_at);
-	vault_add_time(a, t.issued_at);
-	vault_add_time(a, t.expires_at);
-	vault_add_time(a, t.refresh_issued_at);
-	vault_add_time(a, t.refresh_expires_at);
-	for (int i = 0; i < 3; i++)
-		vault_add_sealed(a, &m->sealed[i]);
-	pgargs_jsonb(a, m->shown.len > 0 ? buf_str(&m->shown) : NULL);
-	pgargs_jsonb(a, x->import->has_metadata ? buf_str(&x->import->metadata) : NULL);
-	return a;
+	pgargs_text(a, conn_state_word(r->to.state));
+	pgargs_text(a, conn_health_word(r->to.health));
+	pgargs_time(a, m->now);
+	pgargs_time(a, m->now);
+	pgargs_jsonb(a, metadata_of(x) != NULL ? metadata_of(x) : "{}");
+	pgargs_jsonb(a, shown_of(m) != NULL ? shown_of(m) : "{}");
+	vault_add_sealed(a, &m->sealed[2]);
+	return 0;
 }
 
-static int copy_rows(struct vault_importer *m, struct fault *f)
+static int bind_credential(struct vault_importer *m, const struct row *r, struct pgargs *a)
 {
-	int rc = pgsync_copy_begin(m->pg, SQL_COPY, f);
+	int rc = seal_access(m, r);
+	if (rc == 0)
+		rc = seal_refresh(m, r);
+	if (rc != 0)
+		return rc;
+	vault_add_id(a, r->id);
+	pgargs_i64(a, r->version);
+	vault_add_time(a, r->times.issued_at);
+	vault_add_time(a, r->times.expires_at);
+	vault_add_time(a, r->times.refresh_issued_at);
+	vault_add_time(a, r->times.refresh_expires_at);
+	vault_add_sealed(a, &m->sealed[0]);
+	vault_add_sealed(a, &m->sealed[1]);
+	return 0;
+}
+
+typedef bool pick_fn(const struct row *r);
+
+static int copy_rows(struct vault_importer *m, const char *sql, pick_fn *pick, bind_fn *bind, struct fault *f)
+{
+	int rc = pgsync_copy_begin(m->pg, sql, f);
 	if (rc != 0)
 		return rc;
 	for (size_t i = 0; rc == 0 && i < m->n; i++) {
-		struct row *r = &m->rows[i];
-		if (r->done)
+		if (!pick(&m->rows[i]))
 			continue;
-		r->version = m->now > m->last_version ? m->now : m->last_version + 1;
-		m->last_version = r->version;
-		rc = seal_row(m, r);
-		if (rc != 0) {
+		struct pgargs *a = pgargs_new();
+		int built = bind(m, &m->rows[i], a);
+		if (built != 0) {
 			/* The rows before it are dropped with the transaction. */
 			struct fault ignored;
+			pgargs_free(a);
 			(void)!pgsync_copy_end(m->pg, &ignored);
-			return fault_set(f, rc, "sealing: %s", status_text(rc));
+			return fault_set(f, built, "sealing, or building an event: %s", status_text(built));
 		}
-		rc = pgsync_copy_row(m->pg, bind_row(m, r), f);
+		rc = pgsync_copy_row(m->pg, a, f);
 	}
 	return rc == 0 ? pgsync_copy_end(m->pg, f) : rc;
 }
 
 /* ---------------------------------------------------------------- the transaction */
 
+/* One array parameter: the rest runs for each row that is picked, as `r`. */
+#define COLUMN(type_, pick_, ...)                          \
+	do {                                               \
+		pgargs_array(a, (type_));                  \
+		for (size_t i = 0; i < m->n; i++) {        \
+			const struct row *r = &m->rows[i]; \
+			if (!pick_(r))                     \
+				continue;                  \
+			__VA_ARGS__;                       \
+		}                                          \
+		pgargs_array_end(a);                       \
+	} while (0)
+
+static bool is_open(const struct row *r)
+{
+	return !r->done;
+}
+
+static void plan_rows(struct vault_importer *m)
+{
+	const struct policy_margin margin = { .margin_us = m->conf->refresh.margin_us, .fraction = m->conf->refresh.margin_fraction };
+	for (size_t i = 0; i < m->n; i++) {
+		struct row *r = &m->rows[i];
+		const struct vault_item *x = &m->items[r->item];
+		if (r->done)
+			continue;
+		r->applied = false;
+		r->version = m->now > m->last_version ? m->now : m->last_version + 1;
+		m->last_version = r->version;
+		import_plan(x->import, x->provider, &margin, m->now, sys_random_unit(), &r->times);
+		r->due_now = r->times.due_now;
+	}
+}
+
 static int write_schedule(struct vault_importer *m, struct fault *f)
 {
-	struct pgresult r;
-	int rc = pgsync_query(m->pg, &SQL_SCHEDULE, NULL, &r, NULL, f);
+	struct pgresult res;
+	struct pgargs *a = pgargs_new();
+	COLUMN(PGT_I16, is_open, pgargs_i16(a, conn_slot_of(r->id)));
+	COLUMN(PGT_UUID, is_open, pgargs_uuid(a, r->id));
+	COLUMN(PGT_I64, is_open, pgargs_i64(a, r->version));
+	COLUMN(PGT_TIME, is_open, pgargs_time(a, r->times.due_at));
+	COLUMN(PGT_TEXT, is_open, pgargs_text(a, m->items[r->item].import->application_id));
+	COLUMN(PGT_TEXT, is_open, pgargs_text(a, m->items[r->item].import->service_id));
+	int rc = pgsync_query(m->pg, &SQL_SCHEDULE, a, &res, NULL, f);
 	if (rc != 0)
 		return rc;
-	for (int i = 0; i < pgresult_rows(&r); i++) {
-		struct row *row = find_row(m, pgresult_uuid(&r, i, 0));
+	for (int i = 0; i < pgresult_rows(&res); i++) {
+		struct row *row = find_row(m, pgresult_uuid(&res, i, 0));
 		ALWAYS(row != NULL);
 		row->applied = true;
-		row->created = pgresult_bool(&r, i, 1);
+		row->created = pgresult_bool(&res, i, 1);
 		row->state = CONN_AVAILABLE;
 		row->health = HEALTH_OK;
 		row->enabled = true;
 		row->created_at = m->now;
 		row->last_failed_at = 0;
 	}
-	pgsync_clear(&r);
+	pgsync_clear(&res);
 	return 0;
 }
-
-typedef bool pick_fn(const struct row *r);
 
 static bool is_update(const struct row *r)
 {
 	return !r->done && r->applied && !r->created;
+}
+
+static bool is_new(const struct row *r)
+{
+	return !r->done && r->applied && r->created;
+}
+
+static bool has_event(const struct row *r)
+{
+	return !r->done && r->applied && r->to.event != EVENT_NONE;
 }
 
 static bool is_refused(const struct row *r)
@@ -347,19 +434,6 @@ static void decide(const struct vault_importer *m, struct row *r)
 		r->to.event = EVENT_CREATED;
 }
 
-/* One array parameter: the rest runs for each row that was taken, as `r`. */
-#define COLUMN(type_, ...)                                     \
-	do {                                                   \
-		pgargs_array(a, (type_));                      \
-		for (size_t i = 0; i < m->n; i++) {            \
-			const struct row *r = &m->rows[i];     \
-			if (r->done || !r->applied)            \
-				continue;                      \
-			__VA_ARGS__;                           \
-		}                                              \
-		pgargs_array_end(a);                           \
-	} while (0)
-
 static int build_entity(struct vault_importer *m, const struct row *r)
 {
 	const struct vault_item *x = &m->items[r->item];
@@ -382,72 +456,93 @@ static int build_entity(struct vault_importer *m, const struct row *r)
 	return event_entity_build(&e, &m->entity);
 }
 
-static void add_event_id(struct pgargs *a, const struct row *r)
-{
-	uint8_t id[16];
-	if (r->to.event == EVENT_NONE) {
-		pgargs_null(a, PGT_UUID);
-		return;
-	}
-	sys_uuid4(id);
-	pgargs_uuid(a, id);
-}
-
-static void add_entity_id(struct pgargs *a, struct vault_importer *m, const struct row *r)
+static int bind_event(struct vault_importer *m, const struct row *r, struct pgargs *a)
 {
 	const struct import *x = m->items[r->item].import;
+	uint8_t id[16];
+	sys_uuid4(id);
+	pgargs_uuid(a, id);
+	pgargs_text(a, x->application_id);
+	pgargs_uuid(a, r->id);
+	pgargs_text(a, event_type_word(r->to.event));
 	buf_reset(&m->entity);
 	/* Two ids of at most 200 bytes each. */
 	ALWAYS(buf_printf(&m->entity, "%s+%s", x->application_id, x->consumer_id) == 0);
 	pgargs_textn(a, buf_str(&m->entity), m->entity.len);
+	pgargs_text(a, "Connection");
+	int rc = build_entity(m, r);
+	if (rc != 0)
+		return rc;
+	pgargs_textn(a, buf_str(&m->entity), m->entity.len);
+	pgargs_time(a, m->now);
+	return 0;
 }
 
-static int write_rest(struct vault_importer *m, struct fault *f)
+static struct pgargs *update_args(struct vault_importer *m, size_t n, int *rc)
 {
-	int rc = 0;
 	struct pgargs *a = pgargs_new();
-	struct pgresult res;
-	COLUMN(PGT_I32, pgargs_i32(a, (int32_t)i));
-	COLUMN(PGT_BOOL, pgargs_bool(a, r->created));
-	COLUMN(PGT_TEXT, pgargs_text(a, conn_state_word(r->to.state)));
-	COLUMN(PGT_TEXT, pgargs_text(a, conn_health_word(r->to.health)));
-	COLUMN(PGT_TEXT, pgargs_text(a, r->to.event == EVENT_NONE ? NULL : event_type_word(r->to.event)));
-	COLUMN(PGT_UUID, add_event_id(a, r));
-	COLUMN(PGT_TEXT, add_entity_id(a, m, r));
-	COLUMN(PGT_TEXT, {
-		if (rc == 0)
-			rc = build_entity(m, r);
-		pgargs_textn(a, buf_str(&m->entity), m->entity.len);
-	});
+#define SEALED(seal_, value_) COLUMN(PGT_BYTES, is_update, *rc = *rc != 0 ? *rc : seal_(m, r); vault_add_sealed(a, (value_)))
+	COLUMN(PGT_I16, is_update, pgargs_i16(a, conn_slot_of(r->id)));
+	COLUMN(PGT_UUID, is_update, pgargs_uuid(a, r->id));
+	COLUMN(PGT_TEXT, is_update, pgargs_text(a, auth_type_word(m->items[r->item].provider->auth_type)));
+	COLUMN(PGT_I64, is_update, pgargs_i64(a, r->version));
+	COLUMN(PGT_TIME, is_update, vault_add_time(a, r->times.issued_at));
+	COLUMN(PGT_TIME, is_update, vault_add_time(a, r->times.expires_at));
+	COLUMN(PGT_TIME, is_update, vault_add_time(a, r->times.refresh_issued_at));
+	COLUMN(PGT_TIME, is_update, vault_add_time(a, r->times.refresh_expires_at));
+	SEALED(seal_access, &m->sealed[0]);
+	SEALED(seal_refresh, &m->sealed[1]);
+	SEALED(seal_settings, &m->sealed[2]);
+	COLUMN(PGT_TEXT, is_update, *rc = *rc != 0 ? *rc : mask_settings(m, r); pgargs_text(a, shown_of(m)));
+	COLUMN(PGT_TEXT, is_update, pgargs_text(a, metadata_of(&m->items[r->item])));
+	COLUMN(PGT_TEXT, is_update, pgargs_text(a, conn_state_word(r->to.state)));
+	COLUMN(PGT_TEXT, is_update, pgargs_text(a, conn_health_word(r->to.health)));
+#undef SEALED
 	pgargs_time(a, m->now);
-	pgargs_i64(a, (int64_t)m->n);
+	pgargs_i64(a, (int64_t)n);
+	return a;
+}
+
+static int write_updates(struct vault_importer *m, size_t n, struct fault *f)
+{
+	struct pgresult res;
+	int rc = 0;
+	if (n == 0)
+		return 0;
+	struct pgargs *a = update_args(m, n, &rc);
 	if (rc != 0) {
 		pgargs_free(a);
-		return fault_set(f, rc, "building an event: %s", status_text(rc));
+		return fault_set(f, rc, "sealing: %s", status_text(rc));
 	}
-	rc = pgsync_query(m->pg, &SQL_WRITE, a, &res, NULL, f);
+	rc = pgsync_query(m->pg, &SQL_UPDATE, a, &res, NULL, f);
 	if (rc == 0)
 		pgsync_clear(&res);
 	return rc;
 }
 
-static int begin(struct vault_importer *m, struct fault *f)
+static size_t count(const struct vault_importer *m, pick_fn *pick)
 {
-	bool pooled = m->conf->database.pooler_transaction;
-	int rc = m->in_transaction ? 0 : pgsync_exec(m->pg, "BEGIN", f);
-	if (rc == 0 && (!m->has_table || (pooled && !m->in_transaction)))
-		rc = pgsync_exec(m->pg, pooled ? SQL_ROWS_DROPPED : SQL_ROWS_KEPT, f);
-	/* Committing empties the table; inside a longer transaction it has to be said. */
-	if (rc == 0 && m->has_table && m->in_transaction)
-		rc = pgsync_exec(m->pg, SQL_ROWS_EMPTY, f);
+	size_t n = 0;
+	for (size_t i = 0; i < m->n; i++)
+		n += pick(&m->rows[i]);
+	return n;
+}
+
+static int write_rest(struct vault_importer *m, struct fault *f)
+{
+	int rc = write_updates(m, count(m, is_update), f);
+	if (rc == 0 && count(m, is_new) > 0)
+		rc = copy_rows(m, SQL_COPY_CONNECTION, is_new, bind_connection, f);
+	if (rc == 0 && count(m, is_new) > 0)
+		rc = copy_rows(m, SQL_COPY_CREDENTIAL, is_new, bind_credential, f);
+	if (rc == 0 && count(m, has_event) > 0)
+		rc = copy_rows(m, SQL_COPY_EVENT, has_event, bind_event, f);
 	return rc;
 }
 
 static int run_statements(struct vault_importer *m, struct fault *f)
 {
-	int rc = copy_rows(m, f);
-	if (rc == 0)
-		rc = write_schedule(m, f);
+	int rc = write_schedule(m, f);
 	if (rc == 0)
 		rc = read_existing(m, f);
 	for (size_t i = 0; rc == 0 && i < m->n; i++)
@@ -459,16 +554,12 @@ static int run_statements(struct vault_importer *m, struct fault *f)
 static int one_try(struct vault_importer *m, struct fault *f)
 {
 	m->now = sys_wall_us();
-	for (size_t i = 0; i < m->n; i++)
-		if (!m->rows[i].done)
-			m->rows[i].applied = false;
-	int rc = begin(m, f);
+	plan_rows(m);
+	int rc = m->in_transaction ? 0 : pgsync_exec(m->pg, "BEGIN", f);
 	if (rc == 0)
 		rc = run_statements(m, f);
 	if (rc == 0 && !m->in_transaction)
 		rc = pgsync_exec(m->pg, "COMMIT", f);
-	if (rc == 0)
-		m->has_table = true;
 	if (rc != 0 && !m->in_transaction) {
 		struct fault ignored;
 		(void)!pgsync_exec(m->pg, "ROLLBACK", &ignored);
