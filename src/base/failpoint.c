@@ -6,13 +6,17 @@
  */
 #include "base/failpoint.h"
 
+#include <fcntl.h>
+#include <inttypes.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
 #include "base/str.h"
+#include "base/sys.h"
 
 static const char *const point_words[FAILPOINTS] = {
 #define X(name) [FAILPOINT_##name] = #name,
@@ -27,9 +31,10 @@ static const char *const mutant_words[MUTANTS] = {
 
 static struct {
 	bool read, due;
+	int trace; /* -1: none */
 	int point, mutant; /* -1: none */
 	int64_t left;	   /* how many more times the point is passed */
-} plan = { .point = -1, .mutant = -1 };
+} plan = { .trace = -1, .point = -1, .mutant = -1 };
 
 static int find(const char *const *words, int n, const char *word, size_t len)
 {
@@ -45,7 +50,7 @@ static void read_plan(void)
 	if (plan.read)
 		return;
 	plan.read = true;
-	const char *p = getenv("REFRESHD_FAILPOINT"), *m = getenv("REFRESHD_MUTANT");
+	const char *p = getenv("REFRESHD_FAILPOINT"), *m = getenv("REFRESHD_MUTANT"), *t = getenv("REFRESHD_TRACE");
 	if (p != NULL && *p != '\0') {
 		const char *colon = strchr(p, ':');
 		ALWAYS(colon != NULL);
@@ -56,6 +61,10 @@ static void read_plan(void)
 	if (m != NULL && *m != '\0') {
 		plan.mutant = find(mutant_words, MUTANTS, m, strlen(m));
 		ALWAYS(plan.mutant >= 0);
+	}
+	if (t != NULL && *t != '\0') {
+		plan.trace = open(t, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+		ALWAYS(plan.trace >= 0);
 	}
 }
 
@@ -84,4 +93,14 @@ bool failpoint_mutant(enum mutant m)
 {
 	read_plan();
 	return (int)m == plan.mutant;
+}
+
+void failpoint_note(const char *what, const uint8_t id[16], int64_t attempt)
+{
+	char uuid[STR_UUID_BYTES];
+	read_plan();
+	if (plan.trace < 0)
+		return;
+	str_format_uuid(id, uuid);
+	ALWAYS(dprintf(plan.trace, "%" PRId64 " %s %s %" PRId64 "\n", sys_wall_us(), what, uuid, attempt) > 0);
 }

@@ -106,6 +106,7 @@ static void on_journalled(void *arg, int code)
 {
 	struct attempt *a = arg;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
+	FAILPOINT_NOTE("journalled", a->id, a->facts.attempt_id);
 	FAILPOINT_IF(code == 0, journalled);
 	if (code != 0) /* still in memory, and the journal has shut the gate: go on to the database at once */
 		not_journalled(a, code);

@@ -251,6 +251,7 @@ class Fleet:
 			tap.equal("they stop with 0", codes, [0] * len(codes))
 		e = evidence(self.world.sim, self.vaults, self.realm, self.mode, self.spans, now, self.lease_us, self.realm, self.revoked)
 		keep(e, self.realm)
+		self.evidence = e
 		verdict = j.judge(e)
 		if show:
 			report(verdict, tap, fault, self.mode, runs, again_after(e))
@@ -275,6 +276,18 @@ def again_after(e):
 		if later:
 			out.append((later[0] - s["to_us"]) / 1e6)
 	return out
+
+
+def widths(e, journalled):
+	"""Milliseconds from the delivery of each answer until it was durable, sorted; and how many never were. journalled: (id, attempt) -> us"""
+	case, out, unseen = j.Case(e), [], 0
+	for x in e["ledger"]:
+		claim = case.claim(x) if j.answered(x) else None
+		if claim and (claim["id"], claim["attempt"]) in journalled:
+			out.append((journalled[claim["id"], claim["attempt"]] - x["t_done_us"]) / 1000)
+		else:
+			unseen += j.answered(x)
+	return sorted(out), unseen
 
 
 INVARIANTS = {

@@ -5,8 +5,10 @@ With a grace window nothing may be lost. With strict rotation a connection may b
 journal: that window is physics, and its width is printed. What was in the journal must be in the database.
 TORTURE=long for 2,000 kills at random and 200 at each point; TORTURE_KILLS and TORTURE_POINT_KILLS for other numbers.
 """
+import json
 import os
 import signal
+import statistics
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -75,6 +77,22 @@ def at_points(tap, world, mode, kills):
 		tap.equal("an answer that was journalled is in the journal", empty, 0)
 
 
+def window(tap, world):
+	"""Nobody is killed: how long is an answer in memory only? From its last byte in the kernel to the journal's fdatasync, seen by the loop."""
+	fleet = Fleet(world, "window", "strict", program=scene.TORTURED, connections=2000 if scene.LONG else 400, life_s=400)
+	trace = os.path.join(fleet.first.dir, "trace")
+	fleet.first.wrap = ["env", "REFRESHD_TRACE=" + trace]
+	fleet.start(8.0 if scene.LONG else 3.0)
+	fleet.quiesce()
+	fleet.judge(tap, "none", 0)
+	with open(trace) as f:
+		at = {(x[2], int(x[3])): int(x[0]) for x in (line.split() for line in f)}
+	widths, unseen = scene.widths(fleet.evidence, at)
+	tap.equal("every answer was journalled before it was written", unseen, 0)
+	figures = {"n": len(widths), "median_ms": round(statistics.median(widths), 2), "p99_ms": round(widths[len(widths) * 99 // 100], 2), "max_ms": round(widths[-1], 2)}
+	tap.note("window: " + json.dumps(figures))
+
+
 def random_grace(tap, world):
 	at_random(tap, world, "grace", KILLS // 2)
 
@@ -94,7 +112,7 @@ def points_grace(tap, world):
 def main():
 	tap = w.Tap()
 	with w.World("kill") as world:
-		tap.run([random_grace, random_strict, points_strict, points_grace], world)
+		tap.run([window, random_grace, random_strict, points_strict, points_grace], world)
 	return tap.finish()
 
 
