@@ -24,6 +24,7 @@ from parts import HERE, output, say, wait_until
 
 BASELINE = os.path.join(HERE, "guard.json")
 WARM, COUNTED, IN_FLIGHT = 200, 1000, 16
+DELAY_MS = 50  # of the provider, so that all that may be in flight are, and have their connections from the start
 TOLERANCE = 1.10
 COMPONENTS = ["refreshd", "libc", "libcurl", "libcrypto", "libssl", "libjson-c", "libpq", "libevent"]
 
@@ -96,7 +97,7 @@ def work(place, v, realm, n, total):
 def attempt(place, run, out):
 	"""None: a connection was lost and made again meanwhile."""
 	realm = "guard%d" % run
-	place.realm(realm, at_ttl=86400)
+	place.realm(realm, at_ttl=86400, delay_ms=DELAY_MS)
 	v = place.vault(realm, realm, {"max_in_flight": IN_FLIGHT}, refresh={"max_in_flight": IN_FLIGHT, "poll_interval": "1s"})
 	v.conf["log"]["level"] = "warning"
 	v.write_conf()

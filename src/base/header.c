@@ -13,16 +13,23 @@
 
 bool header_is_name(const char *s)
 {
-	static const char token[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-	return s[0] != '\0' && s[strspn(s, token)] == '\0';
+	static const char marks[] = "!#$%&'*+-.^_`|~";
+	for (const char *p = s; *p != '\0'; p++) {
+		char small = (char)(*p | 0x20);
+		bool alnum = (*p >= '0' && *p <= '9') || (small >= 'a' && small <= 'z');
+		if (!alnum && *p != '-' && strchr(marks, *p) == NULL)
+			return false;
+	}
+	return s[0] != '\0';
 }
 
 bool header_is_transport(const char *name)
 {
 	static const char *const words[] = { "Connection", "Content-Length", "Expect", "Host", "Keep-Alive", "Proxy-Connection", "TE",
 		"Trailer", "Transfer-Encoding", "Upgrade" };
+	size_t n = strlen(name);
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
-		if (str_eq_nocase(name, strlen(name), words[i]))
+		if (str_eq_nocase(name, n, words[i]))
 			return true;
 	}
 	return false;

@@ -299,14 +299,25 @@ static bool is_plain(const struct plain_set *set, char c)
 	return b < 128 && (set->bits[b >> 6] >> (b & 63) & 1) != 0;
 }
 
+static size_t plain_run(const struct plain_set *set, const char *p, size_t n)
+{
+	size_t i = 0;
+
+	while (i < n && is_plain(set, p[i]))
+		i++;
+	return i;
+}
+
 static int escape(struct buf *out, const char *p, size_t n, const struct plain_set *plain, bool plus)
 {
 	static const char digits[] = "0123456789ABCDEF";
-	size_t len = 0;
+	size_t len = plain_run(plain, p, n);
 
+	if (len == n) /* as most are */
+		return buf_append(out, p, n);
 	if (n > SIZE_MAX / 3)
 		return ST_FULL;
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = len; i < n; i++)
 		len += is_plain(plain, p[i]) || (plus && p[i] == ' ') ? 1 : 3;
 	int rc = buf_reserve(out, len);
 	if (rc < 0)

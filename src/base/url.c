@@ -225,7 +225,8 @@ int url_parse(const char *s, struct url *out, struct fault *f)
 	if (len > URL_MAX_BYTES)
 		return fault_set(f, ST_RANGE, "URL longer than %d bytes", URL_MAX_BYTES);
 	for (size_t i = 0; i < len; i++) {
-		if (s[i] == ' ' || str_has_ctl(s + i, 1))
+		uint8_t c = (uint8_t)s[i];
+		if (c <= ' ' || c == 0x7f)
 			return bad(f, s, s + i, "space or control byte in the URL");
 	}
 	int rc = split_scheme(s, &p, f);

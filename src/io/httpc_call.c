@@ -45,8 +45,12 @@ static int add_header(struct httpc_call *c, const struct httpc_header *h, struct
 		return fault_set(f, ST_INVALID, "header %s: control characters in the value", h->name);
 	buf_reset(line);
 	/* libcurl's way to write a header without a value is a semicolon. */
-	int rc = h->value[strspn(h->value, " ")] == '\0' ? buf_printf(line, "%s;", h->name) :
-							   buf_printf(line, "%s: %s", h->name, h->value);
+	bool empty = h->value[strspn(h->value, " ")] == '\0';
+	int rc = buf_puts(line, h->name);
+	if (rc == 0)
+		rc = buf_puts(line, empty ? ";" : ": ");
+	if (rc == 0 && !empty)
+		rc = buf_puts(line, h->value);
 	if (rc != 0)
 		return fault_set(f, ST_INVALID, "header %s: too long", h->name);
 	append(&c->headers, buf_str(line));

@@ -43,6 +43,13 @@ static int open_json(struct keyring *k, enum seal_column col, const uint8_t id[1
 	return e == 0 ? 0 : fault_set(f, e, "%s cannot be opened: %s", col == SEAL_SETTINGS ? "the settings" : "the captured fields", status_text(e));
 }
 
+/* The quick parser refuses what json-c has always taken from the database. */
+static struct json_object *parse_metadata(const char *s)
+{
+	struct json_object *o = grant_parse_json(s, strlen(s));
+	return o != NULL ? o : json_tokener_parse(s);
+}
+
 void settle_facts_plain(struct settle_facts *x, const struct store_claimed *c)
 {
 	memset(x, 0, sizeof *x);
@@ -70,7 +77,7 @@ void settle_facts_plain(struct settle_facts *x, const struct store_claimed *c)
 	x->refresh_issued_at = c->refresh_issued_at;
 	x->refresh_expires_at = c->refresh_expires_at;
 	x->scope = c->scope != NULL ? mem_strdup(c->scope) : NULL;
-	x->metadata = c->metadata != NULL ? json_tokener_parse(c->metadata) : NULL;
+	x->metadata = c->metadata != NULL ? parse_metadata(c->metadata) : NULL;
 	buf_init_secret(&x->refresh_token, TOKEN_MAX);
 }
 
