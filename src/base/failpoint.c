@@ -10,9 +10,9 @@
 #include <inttypes.h>
 #include <signal.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "base/str.h"
@@ -102,5 +102,7 @@ void failpoint_note(const char *what, const uint8_t id[16], int64_t attempt)
 	if (plan.trace < 0)
 		return;
 	str_format_uuid(id, uuid);
-	ALWAYS(dprintf(plan.trace, "%" PRId64 " %s %s %" PRId64 "\n", sys_wall_us(), what, uuid, attempt) > 0);
+	char *line = mem_printf("%" PRId64 " %s %s %" PRId64 "\n", sys_wall_us(), what, uuid, attempt);
+	ALWAYS(write(plan.trace, line, strlen(line)) == (ssize_t)strlen(line));
+	mem_free(line);
 }
