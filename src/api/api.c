@@ -24,6 +24,8 @@
 /* httpd refuses beyond this without a word of ours; between our own limit and this we can say it properly. */
 #define HTTPD_BODY_MAX ((size_t)4 * 1024 * 1024)
 #define KEY_MAX 512
+/* Look-ups of keys that nobody has used lately: a flood of invented ones must not queue before the claims in the database. */
+#define STRANGERS_MAX 64
 #define QUEUE_PATIENCE_US (5 * US_PER_S)
 #define LATE_US (300 * US_PER_MS)
 #define LATE_LOOK_US (10 * US_PER_MS)
@@ -57,6 +59,7 @@ static void call_free(struct api_call *c)
 		c->api->calls = c->next;
 	if (c->next != NULL)
 		c->next->prev = c->prev;
+	c->api->strangers -= c->stranger;
 	if (c->api->calls == NULL && c->api->on_finish != NULL)
 		loop_defer(c->api->loop, &c->api->finished);
 	if (c->state != NULL)
@@ -271,6 +274,8 @@ static void on_key(void *arg, int code, const struct store_key *k)
 	MAGIC_CHECK(c, CALL_MAGIC);
 	const char *app;
 	unsigned scopes;
+	c->api->strangers -= c->stranger;
+	c->stranger = false;
 	if (code != 0) {
 		api_fail_store(c, code);
 	} else if (k == NULL || k->revoked) {
@@ -299,8 +304,14 @@ static void authenticate(struct api_call *c)
 		authorized(c, app, scopes);
 		return;
 	}
-	if (!can_ask(a) || store_key_of(a->parts.store, c->key_hash, on_key, c) != 0)
+	c->stranger = !api_keys_known(a->keys, c->key_hash);
+	a->strangers += c->stranger;
+	if (a->strangers > STRANGERS_MAX && c->stranger) {
+		api_retry_after(c, 1);
+		api_fail(c, API_UNAVAILABLE, "too many keys that are not known are being looked up");
+	} else if (!can_ask(a) || store_key_of(a->parts.store, c->key_hash, on_key, c) != 0) {
 		fail_away(c);
+	}
 }
 
 struct again {

@@ -83,6 +83,11 @@ int api_keys_find(struct api_keys *k, const uint8_t hash[32], const char **app, 
 	return 0;
 }
 
+bool api_keys_known(struct api_keys *k, const uint8_t hash[32])
+{
+	return find(k, hash) != NULL;
+}
+
 static unsigned scopes_of(const char *words)
 {
 	static const struct {

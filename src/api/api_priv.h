@@ -57,6 +57,7 @@ struct api_call {
 	struct conn_key key; /* application always; consumer, unified API and service as the route has them; borrowed from below */
 	char *application, *consumer;
 	uint8_t key_hash[32];
+	bool stranger; /* its key is being looked up, and was not good lately */
 	char request_id[STR_UUID_BYTES];
 	int64_t began_us; /* mono */
 	void *state;	  /* the handler's own, freed by: */
@@ -151,6 +152,7 @@ struct api_keys *api_keys_new(void);
 void api_keys_free(struct api_keys *k);
 /* From memory: ST_NOT_FOUND when it has to be asked for (again). *app is borrowed until the next call. */
 int api_keys_find(struct api_keys *k, const uint8_t hash[32], const char **app, unsigned *scopes) MUST_USE;
+bool api_keys_known(struct api_keys *k, const uint8_t hash[32]); /* it was good lately, if not now */
 void api_keys_put(struct api_keys *k, const uint8_t hash[32], const char *app, const char *scopes);
 void api_keys_drop(struct api_keys *k, const uint8_t hash[32]);
 /* After a wait: does the key of the call still hold? fn, now or later; or answered. */
@@ -190,6 +192,7 @@ struct api {
 	struct loop_timer *patience; /* how long it is not listened at before api_start */
 	struct api_call *calls;
 	struct api_keys *keys;
+	unsigned strangers; /* calls */
 	struct api_imports *imports;
 	struct api_room *room;
 	struct loop_task finished; /* runs on_finish */

@@ -385,7 +385,30 @@ def all_at_once(tap, world):
 	tap.equal("a drain ends well", v.stop(), 0)
 
 
-SCENARIOS = [all_at_once, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+# ---------------------------------------------------------------- invented keys
+
+def invented_keys(tap, world):
+	v, c = open_vault(world, "invented", api={"rate": "unlimited"})
+	c.post(PATH + "/import", body_of(tokens(world)[0]))
+	lock = subprocess.Popen([os.path.join(world.pg.bindir, "psql"), "-X", "-q", "-A", "-t", "-d", world.pg.url(v.dbname)], stdin=subprocess.PIPE,
+		stdout=subprocess.PIPE, text=True)
+	lock.stdin.write("BEGIN; LOCK TABLE refreshd.api_key; SELECT 'locked';\n")
+	lock.stdin.flush()
+	while "locked" not in lock.stdout.readline():
+		pass
+	with concurrent.futures.ThreadPoolExecutor(100) as pool:
+		answers = [pool.submit(c.but(key="invented-%d" % i).get, PATH) for i in range(100)]
+		wait_until("most to be sent away", lambda: sum(a.done() for a in answers) >= 36, 10)
+		lock.communicate("COMMIT;\n", timeout=10)
+		counts = collections.Counter(a.result().status for a in answers)
+	tap.check("no more than 64 are looked up at once, the others come again later", counts[503] >= 36 and set(counts) <= {401, 503}, counts)
+	tap.equal("a good key goes on", c.get(PATH).status, 200)
+	tap.equal("and another one is looked up", c.but(key=new_key(v, "app")).get(PATH).status, 200)
+	counts = collections.Counter(c.but(key="invented-%d" % i).get(PATH).status for i in range(150))
+	tap.equal("one after the other all are told", counts, {401: 150})
+
+
+SCENARIOS = [all_at_once, invented_keys, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():
