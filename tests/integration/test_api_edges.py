@@ -408,7 +408,27 @@ def invented_keys(tap, world):
 	tap.equal("one after the other all are told", counts, {401: 150})
 
 
-SCENARIOS = [all_at_once, invented_keys, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+def a_provider_that_hangs(tap, world):
+	world.sim.realm("b", mode="strict", at_ttl=3600, client_secret=CLIENT_SECRET)
+	v, c = open_vault(world, "hangs", providers={"a": {}, "b": {}}, api={"rate": "unlimited"})
+	n = 140
+	given = tokens(world, n=n)
+	with concurrent.futures.ThreadPoolExecutor(16) as pool:
+		list(pool.map(lambda i: c.but(consumer="h%d" % i).post(PATH + "/import", body_of(given[i])), range(n)))
+	c.post(connection_path("b", tail="/import"), body_of(tokens(world, "b")[0]))
+	world.sim.realm("a", delay_ms=4000)
+	with concurrent.futures.ThreadPoolExecutor(n) as pool:
+		answers = [pool.submit(c.but(consumer="h%d" % i).post, PATH + "/validate") for i in range(n)]
+		wait_until("some to be sent away", lambda: sum(a.done() for a in answers) >= n - 128, 20)
+		began = time.monotonic()
+		tap.equal("a call for another connector", c.post(connection_path("b", tail="/validate")).status, 200)
+		tap.check("does not wait for it", time.monotonic() - began < 2, time.monotonic() - began)
+		world.sim.realm("a", delay_ms=0)
+		counts = collections.Counter(a.result().status for a in answers)
+	tap.equal("of those that waited all are answered, and the rest was told to come again", counts, {200: 128, 503: n - 128})
+
+
+SCENARIOS = [a_provider_that_hangs, all_at_once, invented_keys, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():
