@@ -1,9 +1,10 @@
 /*
  * migrations - the steps themselves, and their one-transaction application.
  *
- * Shapes that matter: `schedule` is narrow and only due_at is indexed, so that a claim (which writes lease
- * columns) stays a HOT update; `credential` is wide and rewritten once per refresh with no index on anything a refresh
- * changes; sealed columns are STORAGE EXTERNAL (they do not compress). Every hot table starts with `slot`, so that
+ * Shapes that matter: `schedule` is narrow and only due_at is indexed, so that a claim (which writes lease columns) stays
+ * a HOT update; half of each of its pages is kept free, because neighbours fall due together and each needs room for a second
+ * version before the first can be pruned. `credential` is wide and rewritten once per refresh with no index on anything a
+ * refresh changes; sealed columns are STORAGE EXTERNAL (they do not compress). Every hot table starts with `slot`, so that
  * it can be distributed by it. Enumerations are text without CHECK constraints: a CHECK violation would print the row.
  */
 #include "service/migrations.h"
@@ -72,7 +73,7 @@ static const char MIGRATION_1[] =
 	" refresh_token bytea,"
 	" previous_refresh_token bytea,"
 	" PRIMARY KEY (slot, connection_id))"
-	" WITH (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);"
+	" WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);"
 	"ALTER TABLE refreshd.credential ALTER access_token SET STORAGE EXTERNAL,"
 	" ALTER refresh_token SET STORAGE EXTERNAL, ALTER previous_refresh_token SET STORAGE EXTERNAL,"
 	" ALTER captured SET STORAGE EXTERNAL;"
@@ -90,7 +91,7 @@ static const char MIGRATION_1[] =
 	" application_id text NOT NULL,"
 	" service_id text NOT NULL,"
 	" PRIMARY KEY (slot, connection_id))"
-	" WITH (fillfactor = 75, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 1);"
+	" WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 1);"
 	"CREATE INDEX schedule_due ON refreshd.schedule (due_at) WHERE due_at < 'infinity';"
 
 	"CREATE SEQUENCE refreshd.epoch AS bigint;"
