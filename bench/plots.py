@@ -55,7 +55,8 @@ def targets(rows):
 		ends = sorted(at(better(way, bound, s[k])) for k in ("min", "max"))
 		middle = at(better(way, bound, s["median"]))
 		good = better(way, bound, s["median"]) >= 1
-		label = what if len(what) < 62 else what[:59] + "..."
+		what = what.replace("`", "")
+		label = what if len(what) <= 52 else what[:49] + "..."
 		out += [text(left - 10, y + 12, label, "", "end"), rect(min(centre, middle), y + 2, abs(middle - centre), 13, 'class="%s"' % ("good" if good else "bad")),
 			line(ends[0], y + 8.5, ends[1], y + 8.5, "grid"), text(right + 6, y + 12, amount(s["median"]) + " " + unit, "dim")]
 	return svg(height, "each figure over its target", out + [line(centre, 22, centre, height - 8, "target")])

@@ -330,5 +330,5 @@ def bars(r):
 
 def curves(r):
 	"""(name, [[percentile, ms]], the target of its 99th percentile or None)"""
-	named = (("lateness_tenth_rate", "a tenth of the maximum rate", 50), ("lateness_half_rate", "half", 250), ("webhooks", "half, with webhooks", None))
+	named = (("lateness_tenth_rate", "a tenth of the rate", 50), ("lateness_half_rate", "half of the rate", 250), ("webhooks", "half, with webhooks", None))
 	return [(name, r[key]["curve_ms"], bound) for key, name, bound in named if "curve_ms" in r.get(key, {})]
