@@ -24,14 +24,16 @@
 
 /* ---------------------------------------------------------------- statements */
 
+/* A deadline that was never set tells the new rows from the others, whose update takes it away; a partitioned table does not tell it by
+ * xmax. */
 static const struct pgstmt SQL_SCHEDULE = {
 	"vault_import_schedule",
-	"INSERT INTO refreshd.schedule AS s (slot, connection_id, token_version, due_at, application_id, service_id)"
-	" SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::text[], $6::text[])"
+	"INSERT INTO refreshd.schedule AS s (slot, connection_id, token_version, due_at, application_id, service_id, sent_deadline)"
+	" SELECT *, '-infinity'::timestamptz FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[], $5::text[], $6::text[])"
 	" AS t (slot, connection_id, token_version, due_at, application_id, service_id) ORDER BY slot, connection_id"
 	" ON CONFLICT (slot, connection_id) DO UPDATE SET " UPSERT_SCHEDULE_SET("excluded")
 	" WHERE s.token_version < excluded.token_version"
-	" RETURNING s.connection_id, s.xmax = 0",
+	" RETURNING s.connection_id, s.sent_deadline IS NOT DISTINCT FROM '-infinity'",
 };
 /* After the schedule's locks are ours: what is read here cannot change any more. */
 static const struct pgstmt SQL_EXISTING = {
