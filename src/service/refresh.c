@@ -428,7 +428,7 @@ unsigned refresh_room(const struct refresh *r)
 	unsigned busy = r->in_flight + r->unsettled / 8;
 	unsigned max = r->conf->refresh.max_in_flight;
 	/* Each of them has its place on the disk already, whatever becomes of the disk. */
-	uint64_t places = journal_room(r->journal) / JOURNAL_REPLY_BYTES;
+	uint64_t places = journal_room(r->journal) / r->reply_bytes;
 	if (places < max)
 		max = (unsigned)places;
 	return busy < max ? max - busy : 0;
@@ -526,6 +526,7 @@ int refresh_new(struct loop *l, struct store *s, struct httpc *h, struct journal
 	r->store = s;
 	r->httpc = h;
 	r->journal = j;
+	r->reply_bytes = JOURNAL_REPLY_BYTES;
 	r->ev = *ev;
 	loop_task_init(&r->drained_task, on_drained, r);
 	r->refused_over = loop_timer_new(l, on_refused_over, r);

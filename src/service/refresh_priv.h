@@ -105,6 +105,7 @@ struct refresh {
 	struct loop_timer *drain_look;
 	int64_t drain_away_us; /* mono: since when the database has been away while we drained; 0: it is not */
 	bool drain_left; /* what is in hand stays in the journal */
+	size_t reply_bytes; /* of the journal for one reply: the largest of late, at least JOURNAL_REPLY_BYTES */
 	bool unjournalled; /* the journal took a reply not: told once */
 	loop_fn *drained;
 	void *drained_arg;

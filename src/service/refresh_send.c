@@ -115,6 +115,16 @@ static void on_journalled(void *arg, int code)
 	attempt_answer(a);
 }
 
+/* One that is larger than the others of its time is forgotten after a few hundred. */
+static void learn_size(struct refresh *r, size_t n)
+{
+	r->reply_bytes -= r->reply_bytes / 64;
+	if (r->reply_bytes < JOURNAL_REPLY_BYTES)
+		r->reply_bytes = JOURNAL_REPLY_BYTES;
+	if (r->reply_bytes < n)
+		r->reply_bytes = n;
+}
+
 /* Durable first. A reply that cannot be journalled is still in memory: the database is its other chance. */
 static void journal_reply(struct attempt *a)
 {
@@ -129,6 +139,7 @@ static void journal_reply(struct attempt *a)
 	buf_init(&record, JOURNAL_RECORD_MAX);
 	int e = reply_encode(&a->reply, a->conf->keyring, &record);
 	if (e == 0) {
+		learn_size(a->owner, record.len);
 		attempt_set_state(a, AT_JOURNALLING);
 		e = journal_append(a->owner->journal, record.data, record.len, on_journalled, a, &a->seq);
 		if (e != 0)

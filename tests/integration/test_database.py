@@ -380,6 +380,7 @@ def journal_gate(tap, world, v, realm, close, open_again, words):
 	tap.check("the log names the directory and the reason", refused and v.state_dir in refused[-1]["error"] and
 		any(x in refused[-1]["error"] for x in words), refused)
 	nothing_is_sent(tap, world, v, realm)
+	tap.equal("every reply to what was out had its place", v.metrics().get("journal_skipped_total"), 0)
 	open_again()
 	began = time.monotonic()
 	wait_until("it to work again by itself", lambda: v.metrics().get("journal_writable") == 1 and v.ready(), 30)

@@ -2,8 +2,10 @@
  * test_fence - results that come when the row is not theirs any more: the token that was lost, the refusal that is none, the
  * settings that changed meanwhile. docs/design.md "Fence", a case a test.
  */
+#include <stdio.h>
 #include <string.h>
 
+#include "base/status.h"
 #include "base/sys.h"
 #include "sim/world.h"
 #include "unit/unit.h"
@@ -360,6 +362,184 @@ START_TEST(replayed_refusal_of_older_settings_is_not_believed)
 }
 END_TEST
 
+/* ---------------------------------------------------------------- the journal */
+
+static struct fake_row *add(struct world *w, int i)
+{
+	char consumer[32];
+	(void)snprintf(consumer, sizeof consumer, "m%d", i);
+	return world_add(w, consumer, 0, SECONDS(300));
+}
+
+/* A record of each of n connections, from an earlier life. */
+static struct world *with_records(int n)
+{
+	struct world *w = world_new(11, STRICT, "", false);
+	uint8_t record[4096];
+	size_t len = 0;
+	r = world_add(w, "c1", 0, SECONDS(300));
+	fake_store_set_delay(w->store, 10 * US_PER_MS);
+	ck_assert(world_claim(w, r));
+	while (len == 0) {
+		fake_loop_run_for(w->loop, US_PER_MS);
+		const void *p = fake_journal_open_record(0, NULL, &len);
+		if (p != NULL)
+			memcpy(record, p, len);
+	}
+	world_wait_gone(w, r);
+	fake_loop_run_for(w->loop, SECONDS(1));
+	for (int i = 0; i < n; i++) {
+		const struct fake_row *x = add(w, i);
+		uint8_t other[4096];
+		memcpy(other, record, len);
+		memcpy(other + 1, x->id, 16); /* it cannot be opened as the other's, and so it is set aside */
+		(void)fake_journal_put(other, len);
+	}
+	return w;
+}
+
+START_TEST(replay_takes_so_many_records_at_a_time)
+{
+	struct world *w = with_records(1000);
+	fake_store_set_writable(w->store, false);
+	world_kill(w, false);
+	fake_store_set_writable(w->store, true);
+	world_replay(w);
+	ck_assert_uint_gt(refresh_unsettled(w->refresh), 0);
+	ck_assert_uint_le(refresh_unsettled(w->refresh), REFRESH_BATCH);
+	ck_assert(!refresh_replayed(w->refresh));
+	for (int i = 0; i < 3000 && !refresh_replayed(w->refresh); i++) {
+		fake_loop_run_for(w->loop, 10 * US_PER_MS);
+		ck_assert_uint_le(refresh_unsettled(w->refresh), REFRESH_BATCH);
+	}
+	ck_assert(refresh_replayed(w->refresh));
+	fake_loop_run_for(w->loop, SECONDS(1));
+	ck_assert_uint_eq(w->replayed, 1000);
+	ck_assert_uint_eq(fake_store_counts(w->store)->quarantines, 1000);
+	world_end(w);
+}
+END_TEST
+
+START_TEST(replies_without_the_journal_are_told_once)
+{
+	struct world *w = world_new(11, STRICT, "", false);
+	struct fake_row *rows[6];
+	for (int i = 0; i < 6; i++)
+		rows[i] = add(w, i);
+	fake_journal_fail_sync(ST_IO);
+	for (int i = 0; i < 3; i++)
+		world_refresh(w, rows[i]);
+	fake_journal_fail_append(ST_UNAVAILABLE);
+	world_refresh(w, rows[3]);
+	ck_assert_uint_eq(world_logged(w, "journal.append_failed"), 1);
+	fake_journal_fail_append(0);
+	fake_journal_fail_sync(0);
+	world_refresh(w, rows[4]);
+	fake_journal_fail_sync(ST_IO);
+	world_refresh(w, rows[5]);
+	ck_assert_uint_eq(world_logged(w, "journal.append_failed"), 2);
+	for (int i = 0; i < 6; i++)
+		ck_assert(world_token_is_live(w, rows[i]));
+	world_end(w);
+}
+END_TEST
+
+START_TEST(no_more_is_sent_than_the_journal_has_room_for)
+{
+	struct world *w = world_new(11, STRICT, "", false);
+	struct fake_row *x = add(w, 0);
+	unsigned all = refresh_room(w->refresh);
+	ck_assert_uint_gt(all, 2);
+	fake_journal_set_room(3 * JOURNAL_REPLY_BYTES - 1);
+	ck_assert_uint_eq(refresh_room(w->refresh), 2);
+	w->latency_us = SECONDS(1);
+	ck_assert(world_claim(w, x));
+	fake_loop_run_for(w->loop, 100 * US_PER_MS);
+	ck_assert_uint_eq(refresh_room(w->refresh), 1);
+	fake_journal_set_room(JOURNAL_REPLY_BYTES);
+	ck_assert_uint_eq(refresh_room(w->refresh), 0);
+	world_wait_gone(w, x);
+	fake_journal_set_room(0);
+	ck_assert_uint_eq(refresh_room(w->refresh), all);
+	world_end(w);
+}
+END_TEST
+
+START_TEST(damage_and_given_up_files_are_told_and_counted)
+{
+	struct world *w = world_new(11, STRICT, "", false);
+	struct fault f;
+	fault_set(&f, ST_SYNTAX, "one.seg: damaged");
+	fake_journal_tell(w->journal, &f);
+	fault_set(&f, ST_IO, "two.seg: fdatasync");
+	fake_journal_tell(w->journal, &f);
+	ck_assert_uint_eq(world_logged(w, "journal.damaged"), 1);
+	ck_assert_uint_eq(world_logged(w, "journal.file_given_up"), 1);
+	world_end(w);
+}
+END_TEST
+
+static void on_drained(void *arg)
+{
+	struct world *w = arg;
+	w->drains++;
+}
+
+/* ---------------------------------------------------------------- stopping without a database */
+
+START_TEST(stop_without_a_database_leaves_to_the_journal_what_it_has)
+{
+	struct world *w = in_flight(ANSWER_OK);
+	fake_store_set_writable(w->store, false);
+	refresh_drain(w->refresh, on_drained, w);
+	fake_loop_run_for(w->loop, SECONDS(3)); /* the answer came */
+	ck_assert_uint_eq(refresh_unsettled(w->refresh), 1);
+	ck_assert_uint_eq(w->drains, 0);
+	fake_loop_run_for(w->loop, SECONDS(4));
+	ck_assert_uint_eq(w->drains, 1);
+	ck_assert_uint_eq(world_logged(w, "refresh.left_in_journal"), 1);
+	ck_assert_ptr_nonnull(fake_journal_open_record(0, NULL, NULL));
+	world_kill(w, false);
+	fake_store_set_writable(w->store, true);
+	world_replay(w);
+	fake_loop_run_for(w->loop, SECONDS(1));
+	ck_assert(world_token_is_live(w, r));
+	world_end(w);
+}
+END_TEST
+
+START_TEST(stop_waits_for_an_answer_that_only_memory_has)
+{
+	struct world *w = in_flight(ANSWER_OK);
+	fake_journal_fail_sync(ST_IO);
+	fake_store_set_writable(w->store, false);
+	refresh_drain(w->refresh, on_drained, w);
+	fake_loop_run_for(w->loop, MINUTES(5));
+	ck_assert_uint_eq(w->drains, 0);
+	fake_store_set_writable(w->store, true);
+	fake_loop_run_for(w->loop, SECONDS(10));
+	ck_assert_uint_eq(w->drains, 1);
+	ck_assert(world_token_is_live(w, r));
+	world_end(w);
+}
+END_TEST
+
+START_TEST(stop_waits_for_a_database_that_comes_back)
+{
+	struct world *w = in_flight(ANSWER_OK);
+	fake_store_set_writable(w->store, false);
+	refresh_drain(w->refresh, on_drained, w);
+	fake_loop_run_for(w->loop, SECONDS(4));
+	fake_store_set_writable(w->store, true);
+	fake_loop_run_for(w->loop, SECONDS(6));
+	ck_assert_uint_eq(w->drains, 1);
+	ck_assert_uint_eq(world_logged(w, "refresh.left_in_journal"), 0);
+	ck_assert_ptr_null(fake_journal_open_record(0, NULL, NULL));
+	ck_assert(world_token_is_live(w, r));
+	world_end(w);
+}
+END_TEST
+
 Suite *unit_suite(void)
 {
 	Suite *s = suite_create("fence");
@@ -382,6 +562,13 @@ Suite *unit_suite(void)
 	unit_add(t, unanswered_request_of_older_settings_leaves_its_doubt);
 	unit_add(t, token_of_older_settings_is_written_all_the_same);
 	unit_add(t, replayed_refusal_of_older_settings_is_not_believed);
+	unit_add(t, replay_takes_so_many_records_at_a_time);
+	unit_add(t, replies_without_the_journal_are_told_once);
+	unit_add(t, no_more_is_sent_than_the_journal_has_room_for);
+	unit_add(t, damage_and_given_up_files_are_told_and_counted);
+	unit_add(t, stop_without_a_database_leaves_to_the_journal_what_it_has);
+	unit_add(t, stop_waits_for_an_answer_that_only_memory_has);
+	unit_add(t, stop_waits_for_a_database_that_comes_back);
 	suite_add_tcase(s, t);
 	return s;
 }
