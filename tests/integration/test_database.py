@@ -12,7 +12,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import world as w
 from world import wait_until
-from test_daemon import clean_log, due_now
+from test_daemon import clean_log, due_now, make_ca, make_cert
 
 LIFE_S = 12  # refreshed every 6 s
 
@@ -333,6 +333,61 @@ def pgbouncer(tap, world):
 	world.pg.stop_bouncer()
 
 
+# ---------------------------------------------------------------- over TLS, to one of several hosts
+
+def tls_to_database(tap, world):
+	"""sslmode=verify-full by a private authority, over several hosts; another authority, another name or no TLS at all is refused in words."""
+	folder = os.path.join(world.dir, "pgtls-files")
+	os.mkdir(folder, 0o755)
+	ca, other = make_ca(folder, "database-ca"), make_ca(folder, "other-ca")
+	leaf = make_cert(folder, "database", ca, "DNS:db.test")
+	if os.getuid() == 0:
+		user = pwd.getpwnam("postgres")
+		os.chown(leaf[0], user.pw_uid, user.pw_gid)
+	os.chmod(leaf[0], 0o600)
+	plain = world.pg
+	world.pg = w.PgCluster(settings={"ssl": "on", "ssl_cert_file": leaf[1], "ssl_key_file": leaf[0]}, tcp=True).start()
+	try:
+		with open(os.path.join(world.dir, "resolv.pg"), "w") as f:
+			f.write("nameserver 127.0.0.1:%d\n" % world.sim.dns_port)
+		world.sim.realm("pgtls", mode="strict", at_ttl=3600, auth="basic", client_secret=w.CLIENT_SECRET)
+		v = world.vault("pgtls", {"pgtls": {}}, dns={"resolv_conf": f.name})
+		v.import_lines(due_now(world.sim.mint("pgtls", 5)))
+		passfile = v.write("passfile", "*:*:*:*:%s\n" % world.pg.PASSWORD)
+		dead = w.free_port()
+
+		def url(host, root, mode="verify-full"):
+			v.conf["database"]["url"] = "host=%s,%s port=%d,%d user=postgres dbname=%s passfile=%s sslmode=%s sslrootcert=%s connect_timeout=5" % (
+				host, host, dead, world.pg.port, v.dbname, passfile, mode, root)
+			v.write_conf()
+
+		url("db.test", ca[1])
+		v.start()
+		wait_until("refreshes over TLS, past a host that is not there", lambda: v.count("refreshd.credential WHERE refreshes = 1") == 5, 20)
+		tap.equal("every session is encrypted", v.sql("SELECT count(*) FILTER (WHERE NOT ssl), count(*) > 0 FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+			" WHERE application_name LIKE 'refreshd%'"), "0|t")
+		tap.equal("it stops with 0", v.stop(), 0)
+		for what, host, root, words in (("another authority", "db.test", other[1], "certificate verify failed"),
+				("another name", "other.test", ca[1], "does not match host name"), ("no file of authorities", "db.test", ca[1] + "x", "does not exist")):
+			url(host, root)
+			v.start(ready=False)
+			wait_until("the refusal", lambda: words in why_not_ready(v), 20)
+			tap.check("%s is refused, and readyz says why" % what, v.count("refreshd.instance WHERE NOT gone") == 0, why_not_ready(v))
+			tap.check("and the log does", any(words in x.get("error", "") for x in v.logged("database.state")), v.log_text()[-500:])
+			v.kill()
+		url("db.test", ca[1])
+		world.pg.settings["ssl"] = "off"
+		world.pg.restart()
+		v.start(ready=False)
+		wait_until("the refusal", lambda: "does not support SSL" in why_not_ready(v), 20)
+		tap.check("a server without TLS is refused", True)
+		w.judge_tokens(tap, world.sim, v, "pgtls")
+	finally:
+		world.end_vaults()
+		world.pg.close()
+		world.pg = plain
+
+
 # ---------------------------------------------------------------- the journal's disk
 
 def as_somebody(v):
@@ -427,12 +482,12 @@ def journal_disk_full(tap, world):
 
 
 SCENARIOS = [away_at_start, reload_while_away, crowd_in_front, rare_polls, restarted_under_load, down_with_answers_out, died_with_answers_out, backends_terminated, read_only, wrong_schema,
-	lost_rights, disk_full, locked, pgbouncer, journal_refused_at_start, journal_denied, journal_disk_full]
+	lost_rights, disk_full, locked, pgbouncer, tls_to_database, journal_refused_at_start, journal_denied, journal_disk_full]
 
 
 def main():
 	tap = w.Tap()
-	with w.World("database", tcp=True) as world:
+	with w.World("database", tcp=True, dns=True) as world:
 		tap.run(SCENARIOS, world)
 	return tap.finish()
 
