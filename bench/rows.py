@@ -48,6 +48,18 @@ def one_pass(v, n, refreshes, timeout_s=900):
 	return log / n, {t: (after[t][1] - before[t][1]) / max(1, after[t][0] - before[t][0]) for t in ("credential", "schedule")}
 
 
+def sparse(v, n, refreshes, few):
+	"""The same where the refreshes between two checkpoints are few: nearly each is the first to touch its pages."""
+	v.sql("UPDATE refreshd.schedule SET due_at = now() WHERE connection_id IN (SELECT connection_id FROM refreshd.schedule ORDER BY random() LIMIT %d)" % few)
+	v.sql("VACUUM ANALYZE")
+	v.sql("CHECKPOINT")
+	lsn = v.sql("SELECT pg_current_wal_insert_lsn()")
+	v.start()
+	wait_until("the few to be refreshed", lambda: v.count("refreshd.credential WHERE refreshes > %d" % refreshes) == few, 300)
+	v.stop()
+	return int(v.sql("SELECT pg_current_wal_insert_lsn() - '%s'::pg_lsn" % lsn)) / few
+
+
 def resident(v):
 	with open("/proc/%d/status" % v.proc.pid) as f:
 		return next(int(line.split()[1]) * 1024 for line in f if line.startswith("VmRSS"))
@@ -75,6 +87,7 @@ def main():
 		v.sql("VACUUM ANALYZE")
 		out["wal_with_images"], out["hot_2"] = one_pass(v, n, 2)
 		out["refreshed_twice"] = {t: (a / n, b / n) for t, (a, b) in sizes(v).items()}
+		out["wal_sparse"] = sparse(v, n, 2, n // 100)
 		v.conf["refresh"]["horizon"] = "2s"
 		v.write_conf()
 		v.start()
