@@ -200,6 +200,7 @@ def check(results):
 
 def main():
 	signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was begun is cleaned up
+	signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has it ignored
 	wanted = sys.argv[1:]
 	if wanted in (["-h"], ["--help"]):
 		print(__doc__.strip())

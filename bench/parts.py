@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -116,6 +117,16 @@ def spawn(argv, **more):
 
 
 @contextlib.contextmanager
+def undisturbed():
+	"""Signals wait: a second Ctrl-C, or one that comes at the end of a measurement, must not leave half of it behind."""
+	before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+	try:
+		yield
+	finally:
+		signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def running(argv, **more):
 	proc = spawn(argv, **more)
 	try:
@@ -212,14 +223,14 @@ class Place:
 		self.pg.psql("CHECKPOINT")
 
 	def close(self):
-		for v in self.vaults:
-			if v.alive():
-				v.kill()
-		if self.sim is not None:
-			self.sim.close()
-		if self.pg is not None:
-			self.pg.close()
-		shutil.rmtree(self.dir, ignore_errors=True)
+		with undisturbed(), contextlib.ExitStack() as last:  # all of it, from the last to the first, whatever one of them says
+			last.callback(shutil.rmtree, self.dir, ignore_errors=True)
+			for thing in (self.pg, self.sim):
+				if thing is not None:
+					last.callback(thing.close)
+			for v in self.vaults:
+				if v.alive():
+					last.callback(v.kill)
 
 	def __enter__(self):
 		return self

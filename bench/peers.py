@@ -9,7 +9,6 @@ verify, against a bundle as large as the system's; what it costs is the differen
 import os
 import shutil
 import signal
-import time
 
 import parts
 from parts import cpu_us, free_port, ratio, say, spread, spreads, wait_until
@@ -55,6 +54,7 @@ class Nginx:
 		os.mkdir(self.dir, 0o777)
 		os.chmod(self.dir, 0o777)  # as root its worker is somebody else
 		self.sim = parts.w.Simulator(os.path.join(self.dir, "sim"))
+		self.proc = None
 		self.ports = {k: free_port() for k in KINDS}
 		for path in (place.tls["cert"], place.tls["key"]):
 			os.chmod(path, 0o644)
@@ -78,17 +78,19 @@ class Nginx:
 		self.proc.send_signal(signal.SIGHUP)
 
 	def close(self):
-		workers = parts.children(self.proc.pid) if self.proc.poll() is None else []
-		self.proc.terminate()
-		try:
-			self.proc.wait(10)
-		except parts.subprocess.TimeoutExpired:
-			self.proc.kill()
-			self.proc.wait()
+		with parts.undisturbed():
+			workers = parts.children(self.proc.pid) if self.proc and self.proc.poll() is None else []
+			if self.proc:
+				self.proc.terminate()
+				try:
+					self.proc.wait(10)
+				except parts.subprocess.TimeoutExpired:
+					self.proc.kill()
+					self.proc.wait()
 			for pid in workers:
 				with parts.contextlib.suppress(ProcessLookupError):
 					os.kill(pid, signal.SIGKILL)
-		self.sim.close()
+			self.sim.close()
 
 	def __enter__(self):
 		return self
