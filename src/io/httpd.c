@@ -128,6 +128,17 @@ static void conn_drop_request(struct conn *c)
 	c->request = NULL;
 }
 
+/* What nobody will read may hold a token or a key all the same. */
+static void drop_input(struct conn *c)
+{
+	struct evbuffer *in = bufferevent_get_input(c->bev);
+	struct evbuffer_iovec v;
+	while (evbuffer_peek(in, -1, NULL, &v, 1) > 0 && v.iov_len > 0) {
+		mem_wipe(v.iov_base, v.iov_len);
+		evbuffer_drain(in, v.iov_len);
+	}
+}
+
 static void conn_free(struct conn *c)
 {
 	struct httpd *h = c->httpd;
@@ -138,6 +149,7 @@ static void conn_free(struct conn *c)
 		h->conns = c->next;
 	if (c->next)
 		c->next->prev = c->prev;
+	drop_input(c);
 	bufferevent_free(c->bev);
 	loop_timer_free(c->timer);
 	h->n_conns--;
@@ -162,8 +174,7 @@ static void conn_linger(struct conn *c)
 		conn_free(c);
 		return;
 	}
-	struct evbuffer *in = bufferevent_get_input(c->bev);
-	evbuffer_drain(in, evbuffer_get_length(in));
+	drop_input(c);
 	bufferevent_enable(c->bev, EV_READ);
 	loop_timer_after(c->timer, LINGER_US);
 }
@@ -305,13 +316,13 @@ static void conn_read(struct conn *c)
 static void on_read(struct bufferevent *bev, void *arg)
 {
 	struct conn *c = arg;
+	(void)bev;
 	MAGIC_CHECK(c, CONN_MAGIC);
 	loop_enter(c->httpd->loop);
 	if (c->state == CONN_IDLE || c->state == CONN_READING) {
 		conn_read(c);
 	} else if (c->state == CONN_LINGER) {
-		struct evbuffer *in = bufferevent_get_input(bev);
-		evbuffer_drain(in, evbuffer_get_length(in));
+		drop_input(c);
 	}
 }
 
