@@ -88,6 +88,18 @@ static bool is_ready(void *arg)
 	return store_state(o->store) == STORE_READY;
 }
 
+static struct store *opened[4]; /* also when a test ended in its middle */
+
+static void close_store(struct one *o)
+{
+	for (size_t i = 0; i < sizeof opened / sizeof *opened; i++) {
+		if (opened[i] == o->store)
+			opened[i] = NULL;
+	}
+	store_free(o->store);
+	o->store = NULL;
+}
+
 static void open_store(struct one *o, const char *name, uint8_t home_byte)
 {
 	struct fault f = { 0 };
@@ -102,6 +114,10 @@ static void open_store(struct one *o, const char *name, uint8_t home_byte)
 	};
 	*o = (struct one){ 0 };
 	ck_assert_msg(store_new(loop, resolver, &c, home, &o->store, &f) == 0, "%s", f.text);
+	size_t at = 0;
+	while (opened[at] != NULL)
+		at++;
+	opened[at] = o->store;
 	store_on_live(o->store, on_live, o);
 	wait_for("the store", is_ready, o);
 }
@@ -141,6 +157,10 @@ static void setup(void)
 
 static void teardown(void)
 {
+	for (size_t i = 0; i < sizeof opened / sizeof *opened; i++) {
+		store_free(opened[i]);
+		opened[i] = NULL;
+	}
 	pgsync_free(other);
 	resolver_free(resolver);
 	loop_free(loop);
@@ -223,7 +243,7 @@ START_TEST(poll_brings_the_slots_that_are_asked_for)
 	struct answer a = poll(&o, &some);
 	for (unsigned i = 0; i < ROWS; i++)
 		ck_assert_int_eq(a.seen[i], i % 3 == 0);
-	store_free(o.store);
+	close_store(&o);
 }
 END_TEST
 
@@ -240,7 +260,7 @@ START_TEST(slots_of_the_table_are_those_of_the_ids)
 	struct answer a = poll(&o, &own);
 	ck_assert_uint_eq(a.n, 1);
 	ck_assert(a.seen[1]);
-	store_free(o.store);
+	close_store(&o);
 }
 END_TEST
 
@@ -264,8 +284,8 @@ START_TEST(foreign_lease_is_told_by_the_poll_and_respected_by_the_claim)
 	ck_assert_uint_eq(claim(&b, 90 * US_PER_S).n, 0);
 	ck_assert_uint_eq(claim(&b, 30 * US_PER_S).n, 1);
 	ck_assert_int_eq(number("SELECT doubts FROM refreshd.schedule WHERE lease_owner IS NOT NULL"), 1);
-	store_free(a.store);
-	store_free(b.store);
+	close_store(&a);
+	close_store(&b);
 }
 END_TEST
 
@@ -289,8 +309,8 @@ START_TEST(our_own_lease_and_one_that_was_voided_or_given_up_wait_for_nothing)
 	struct answer c = claim(&a, 3600 * US_PER_S);
 	ck_assert_uint_eq(c.n, 1);
 	ck_assert_int_ge(c.doubts, 1);
-	store_free(a.store);
-	store_free(b.store);
+	close_store(&a);
+	close_store(&b);
 }
 END_TEST
 
@@ -301,9 +321,9 @@ START_TEST(leases_of_all_former_lives_are_freed_and_ours)
 	open_store(&o, "one", 1);
 	ck_assert(!store_has_former(o.store));
 	ck_assert_uint_eq(claim(&o, 0).n, 1);
-	store_free(o.store);
+	close_store(&o);
 	open_store(&o, "one", 1);
-	store_free(o.store);
+	close_store(&o);
 	open_store(&x, "other", 2);
 	open_store(&o, "one", 1);
 	ck_assert(store_has_former(o.store));
@@ -316,8 +336,8 @@ START_TEST(leases_of_all_former_lives_are_freed_and_ours)
 	ck_assert_int_eq(c.doubts, 1);
 	ck_ok(store_recover(x.store, on_recovered, NULL));
 	ck_assert_int_eq(await().rows, 0); /* that is none of its business */
-	store_free(o.store);
-	store_free(x.store);
+	close_store(&o);
+	close_store(&x);
 }
 END_TEST
 
@@ -326,13 +346,13 @@ START_TEST(another_home_under_the_same_name_inherits_nothing)
 	struct one o;
 	open_store(&o, "one", 1);
 	ck_assert_uint_eq(claim(&o, 0).n, 1);
-	store_free(o.store);
+	close_store(&o);
 	sql("UPDATE refreshd.instance SET heartbeat_at = now() - interval '1 hour'");
 	open_store(&o, "one", 2);
 	ck_assert(!store_has_former(o.store));
 	sql(END_LEASES);
 	ck_assert_uint_eq(claim(&o, 3600 * US_PER_S).n, 0);
-	store_free(o.store);
+	close_store(&o);
 }
 END_TEST
 
@@ -347,7 +367,7 @@ START_TEST(forgotten_instance_is_gone_and_its_ended_leases_are_free)
 	ck_assert_int_eq(vault_instance_forget(other, "a", &leases, &f), ST_DENIED);
 	ck_assert_int_eq(vault_instance_forget(other, "nobody", &leases, &f), ST_NOT_FOUND);
 	ck_assert_int_eq(leases, -1);
-	store_free(a.store);
+	close_store(&a);
 	sql("UPDATE refreshd.instance SET heartbeat_at = now() - interval '21 s' WHERE name = 'a'");
 	ck_ok(vault_instance_forget(other, "a", &leases, &f));
 	ck_assert_int_eq(leases, 1);
@@ -355,7 +375,7 @@ START_TEST(forgotten_instance_is_gone_and_its_ended_leases_are_free)
 	sql(END_LEASES);
 	ck_assert_uint_eq(claim(&b, 3600 * US_PER_S).n, 1);
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.instance"), 1);
-	store_free(b.store);
+	close_store(&b);
 }
 END_TEST
 
@@ -403,8 +423,8 @@ START_TEST(who_comes_and_who_drains_is_seen_by_the_others_at_once)
 	ck_assert_uint_eq(a.self, 1);
 	ck_assert_uint_eq(b.lives, lives + 1);
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.instance WHERE name = 'a' AND NOT gone AND heartbeat_at > now() - interval '5 s'"), 1);
-	store_free(a.store);
-	store_free(b.store);
+	close_store(&a);
+	close_store(&b);
 }
 END_TEST
 
@@ -422,8 +442,8 @@ START_TEST(paused_takes_no_part_and_comes_back)
 	wait_for("b to be out", sees_a, &a);
 	store_set_presence(b.store, STORE_RUNNING);
 	wait_for("b to be back", sees_two, &a);
-	store_free(a.store);
-	store_free(b.store);
+	close_store(&a);
+	close_store(&b);
 }
 END_TEST
 
@@ -442,7 +462,7 @@ START_TEST(a_heartbeat_that_is_too_old_does_not_count)
 	int64_t in = store_heartbeat_in(a.store);
 	ck_assert_int_gt(in, 0);
 	ck_assert_int_le(in, US_PER_S + US_PER_S / 10);
-	store_free(a.store);
+	close_store(&a);
 }
 END_TEST
 
@@ -461,7 +481,7 @@ START_TEST(enrolled_anew_it_says_again_that_it_runs)
 		ck_assert_int_lt(sys_mono_us(), end_us);
 		loop_once(loop, 20 * US_PER_MS);
 	}
-	store_free(a.store);
+	close_store(&a);
 }
 END_TEST
 

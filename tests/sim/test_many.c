@@ -136,6 +136,9 @@ START_TEST(slots_gained_while_the_database_is_slow_are_not_lost)
 	give(w, all); /* while the first gain is being read */
 	fake_loop_run_for(w->loop, SECONDS(10));
 	fake_store_set_delay(w->store, 0);
+	struct scheduler_figures f;
+	scheduler_figures(w->scheduler, &f);
+	ck_assert_uint_eq(f.entries, HERD); /* not only when they are due */
 	fake_loop_run_for(w->loop, SECONDS(60));
 	check_refreshed(r, &all);
 	world_end(w);
