@@ -9,7 +9,7 @@
 #include "base/sys.h"
 
 #define PGBACKOFF_FIRST_US (100 * US_PER_MS)
-#define PGBACKOFF_MAX_US (10 * US_PER_S)
+#define PGBACKOFF_MAX_US (4 * US_PER_S)
 
 /* Doubles *step (0: the first) and returns a pause between half of it and all of it. */
 static inline int64_t pgbackoff_next(int64_t *step)

@@ -569,6 +569,11 @@ bool pgconn_is_proven(const struct pgconn *c)
 	return c->committed || sys_mono_us() - c->since_us > PROVEN_AFTER_US;
 }
 
+bool pgconn_is_silent(const struct pgconn *c)
+{
+	return c->broken && c->ended_with[0] == '\0';
+}
+
 bool pgconn_is_read_only(const struct pgconn *c)
 {
 	return c->read_only;

@@ -85,6 +85,7 @@ unsigned pgconn_in_flight(const struct pgconn *c);
 int pgconn_submit(struct pgconn *c, struct pgtx *t) MUST_USE;
 
 bool pgconn_is_proven(const struct pgconn *c);    /* has committed something, or lived for ten seconds */
+bool pgconn_is_silent(const struct pgconn *c);    /* it ended without last words of the server */
 bool pgconn_is_read_only(const struct pgconn *c); /* the server refused to write (25006) */
 
 #endif

@@ -22,6 +22,7 @@
 #define POOL_MAGIC 0x5047504fu
 #define QUEUE_DEFAULT 10000u
 #define GRACE_US US_PER_S /* the server's own timeout comes first */
+#define ROTATE_PAUSE_US (10 * US_PER_S)
 
 struct txlist {
 	struct pgtx *first, *last;
@@ -41,7 +42,8 @@ struct pgpool {
 	struct pgdial *dial;
 	struct loop_timer *retry;
 	int64_t backoff_us;
-	unsigned rotate;           /* addresses that swallowed an attempt */
+	unsigned rotate;           /* addresses that swallowed an attempt, or went silent */
+	int64_t rotated_us;        /* mono, for the latter */
 	unsigned read_only_streak; /* connections lost in a row because they could not write */
 	struct pglisten *listen;
 
@@ -292,6 +294,16 @@ static void on_tx_again(void *owner, struct pgconn *c, struct pgtx *t)
 	loop_defer(p->loop, &p->dispatch);
 }
 
+/* The host that went silent is asked last by the next attempt. Its connections go one after the other and count once. */
+static void ask_another_first(struct pgpool *p)
+{
+	int64_t now = sys_mono_us();
+	if (p->rotated_us != 0 && now - p->rotated_us < ROTATE_PAUSE_US)
+		return;
+	p->rotated_us = now;
+	p->rotate++;
+}
+
 static void on_lost(void *owner, struct pgconn *c, const struct fault *why)
 {
 	struct pgpool *p = owner;
@@ -301,6 +313,8 @@ static void on_lost(void *owner, struct pgconn *c, const struct fault *why)
 	p->conns[i] = p->conns[--p->n_conns];
 	bool flapping = pgconn_is_read_only(c) || !pgconn_is_proven(c);
 	p->read_only_streak = pgconn_is_read_only(c) ? p->read_only_streak + 1 : 0;
+	if (pgconn_is_silent(c))
+		ask_another_first(p);
 	pgconn_free(c);
 	p->why = *why;
 	p->failed_once = true;

@@ -256,7 +256,15 @@ static int add_defaults(struct pgtarget *t, const struct pgtarget_params *p, str
 		{"keepalives_count", "3"},
 		{"tcp_user_timeout", "15000"},
 	};
+	/* A host that went dark has a successor among the others: look sooner. */
+	static const char *const among_several[][2] = {
+		{"keepalives_idle", "5"},
+		{"keepalives_interval", "2"},
+		{"tcp_user_timeout", "5000"},
+	};
 	int rc = 0;
+	for (size_t i = 0; rc == 0 && t->n_hosts > 1 && i < sizeof(among_several) / sizeof(among_several[0]); i++)
+		rc = add_default(t, among_several[i][0], among_several[i][1], f);
 	for (size_t i = 0; rc == 0 && i < sizeof(defaults) / sizeof(defaults[0]); i++)
 		rc = add_default(t, defaults[i][0], defaults[i][1], f);
 	if (rc == 0)
