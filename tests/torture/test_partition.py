@@ -6,23 +6,25 @@ providers must be as punctual as before and no turn of an event loop may take lo
 Everything runs in network namespaces of its own, which end with it: this script in one (with the database and the simulator), each daemon
 in another, and a router between them that cuts by rules. Needs root. TORTURE=long runs the long form.
 
-	test's namespace: 10.77.0.1 us, .3 database, .10 to .59 providers  <->  router  <->  10.77.N.1 daemon N
+	test's namespace: 10.77.0.1 us, .3 and .4 databases, .10 to .59 providers  <->  router  <->  10.77.N.1 daemon N
 """
 import os
 import subprocess
 import sys
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.join(HERE, "..", "integration")]
 import judge as j
 import scene
 import world as w
+from pgcluster import PgCluster
 from scene import LONG, SEED, pause
 from test_daemon import make_ca, make_cert
 from world import wait_until
 
 MARK = "REFRESHD_OWN_NETWORK"
-US, DATABASE, PROVIDERS, FIRST_PROVIDER = "10.77.0.1", "10.77.0.3", 50, 10
+US, DATABASE, STANDBY, PROVIDERS, FIRST_PROVIDER = "10.77.0.1", "10.77.0.3", "10.77.0.4", 50, 10
 LIFE_S = 20 if LONG else 10  # refreshed every half of it
 CONNECTIONS = 4      # of each provider
 BASE_S, CUT_S = (45, 75) if LONG else (5, 4)
@@ -39,14 +41,14 @@ class Network:
 		self.daemons = [self.namespace() for _ in range(daemons)]
 		self.router = self.namespace()
 		self.ip(None, "link set lo up")
-		for address in [US, DATABASE] + [provider_address(i) for i in range(PROVIDERS)]:
+		for address in [US, DATABASE, STANDBY] + [provider_address(i) for i in range(PROVIDERS)]:
 			self.ip(None, "addr add %s/32 dev lo" % address)
 		self.link(None, "up0", "10.77.0.250/24", "r0", "10.77.0.254/24")
 		self.ip(None, "route add 10.77.0.0/16 via 10.77.0.254 src %s" % US)
 		for i, pid in enumerate(self.daemons, 1):
 			self.link(pid, "up0", "10.77.%d.1/24" % i, "r%d" % i, "10.77.%d.254/24" % i)
 			self.ip(pid, "route add default via 10.77.%d.254" % i)
-		for address in [US, DATABASE] + [provider_address(i) for i in range(PROVIDERS)]:
+		for address in [US, DATABASE, STANDBY] + [provider_address(i) for i in range(PROVIDERS)]:
 			self.ip(self.router, "route add %s/32 via 10.77.0.250" % address)
 		self.run(self.router, ["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])
 		self.cuts = {}
@@ -150,8 +152,7 @@ class Town:
 			v.sql(scene.WATCH + LATENESS)
 		v.write_conf()
 		if not first:
-			v.conf["database"]["url"] = "host=%s port=%d user=postgres dbname=%s passfile=%s" % (DATABASE, self.world.pg.port, v.dbname,
-				self.world.passfile)
+			v.conf["database"]["url"] = "%s user=postgres dbname=%s passfile=%s" % (self.world.database, v.dbname, self.world.passfile)
 			v.write_conf()
 		return v
 
@@ -327,7 +328,38 @@ def names_that_hang(tap, town, net):
 	span(town, "outage", began)
 
 
-SCENARIOS = [one_of_three_daemons, one_provider_of_fifty]
+def primary_goes_dark(tap, world, net):
+	"""The worst way for a primary to go: no word, no reset, nothing. Its standby is promoted; the daemon has to find out by itself."""
+	primary = PgCluster(tcp=True, listen=DATABASE)
+	let_in(primary)
+	primary.start()
+	standby = PgCluster(tcp=True, listen=STANDBY, standby_of=primary).start()
+	kept, world.pg = (world.pg, world.database), primary
+	world.database = "host=%s,%s port=%d,%d target_session_attrs=read-write" % (DATABASE, STANDBY, primary.port, standby.port)
+	try:
+		primary.require_standby(standby)
+		town = Town(world, net, "h", 1)
+		began = scene.now_us()
+		net.cut("drop", "10.77.1.0/24", DATABASE)
+		primary.kill9()
+		standby.promote()
+		world.pg = standby
+		promoted, since = time.monotonic(), town.now()
+		wait_until("refreshes at the promoted one", lambda: town.p99(since)[1] >= 5, 90)
+		took = time.monotonic() - promoted
+		span(town, "outage", began)
+		tap.note("refreshing again %.1f s after the promotion of the standby" % took)
+		tap.check("refreshing again within 10 s of the promotion", took < 10, took)
+		town.judge(tap, "primary goes dark, standby promoted", 1)
+	finally:
+		world.end_vaults()
+		net.heal()
+		world.pg, world.database = kept
+		primary.close()
+		standby.close()
+
+
+SCENARIOS = [one_of_three_daemons, one_provider_of_fifty, primary_goes_dark]
 
 
 def main():
@@ -351,6 +383,11 @@ def main():
 	return tap.finish()
 
 
+def let_in(pg):
+	with open(os.path.join(pg.data, "pg_hba.conf"), "a") as f:
+		f.write("host all all 10.77.0.0/16 scram-sha-256\n")
+
+
 def furnish(world):
 	"""A simulator that speaks TLS at all addresses, a database that lets the daemons' addresses in."""
 	folder = os.path.join(world.dir, "net")
@@ -363,9 +400,9 @@ def furnish(world):
 	world.resolv = os.path.join(folder, "resolv.conf")
 	with open(world.resolv, "w") as f:
 		f.write("nameserver %s:%d\n" % (US, world.sim.dns_port))
-	with open(os.path.join(world.pg.data, "pg_hba.conf"), "a") as f:
-		f.write("host all all 10.77.0.0/16 scram-sha-256\n")
+	let_in(world.pg)
 	world.pg.psql("SELECT pg_reload_conf()")
+	world.database = "host=%s port=%d" % (DATABASE, world.pg.port)
 	world.passfile = os.path.join(folder, "passfile")
 	with open(world.passfile, "w") as f:
 		os.fchmod(f.fileno(), 0o600)
