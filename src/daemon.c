@@ -237,6 +237,22 @@ static void on_clock_jump(void *arg)
 	scheduler_replan(d->scheduler);
 }
 
+/* What a timer of the kernel cannot tell: that the database's clock moved, or that ours differs from it. */
+static void check_clock(struct daemon *d)
+{
+	int64_t offset = sys_wall_us() - sys_mono_us(), off = sys_wall_off();
+	int64_t moved = d->wall_offset_us != 0 ? offset - d->wall_offset_us : 0;
+	d->wall_offset_us = offset;
+	if (moved > US_PER_S || moved < -US_PER_S)
+		on_clock_jump(d);
+	if (off != 0 && !d->clock_off)
+		log_error("daemon.clock_off", K_MS(off / US_PER_MS));
+	else if (off == 0 && d->clock_off)
+		log_notice("daemon.clock_right");
+	d->clock_off = off != 0;
+	metrics_set(M_CLOCK_OFF, NULL, NULL, (double)off / (double)US_PER_S);
+}
+
 /* ---------------------------------------------------------------- ticks */
 
 static void on_tick(void *arg)
@@ -257,6 +273,7 @@ static void on_beat(void *arg)
 	MAGIC_CHECK(d, DAEMON_MAGIC);
 	int64_t poll = d->conf->refresh.poll_interval_us, beat = store_heartbeat_in(d->store);
 	loop_timer_after(d->beat, poll < beat ? poll : beat);
+	check_clock(d);
 	store_heartbeat(d->store);
 	if (d->phase == PHASE_REPLAYING && store_state(d->store) == STORE_READY && refresh_replayed(d->refresh))
 		recover(d);

@@ -50,6 +50,8 @@ struct daemon {
 	enum phase phase;
 	struct budget_share share; /* ours among the daemons that run */
 	uint8_t home[16];
+	int64_t wall_offset_us; /* wall minus mono, at the last look */
+	bool clock_off;		/* and the machine's clock did not count then */
 };
 
 /* daemon_reload.c */

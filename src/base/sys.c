@@ -25,9 +25,35 @@ static int64_t clock_us(clockid_t id)
 	return (int64_t)ts.tv_sec * US_PER_S + ts.tv_nsec / 1000;
 }
 
+/* The trusted clock minus CLOCK_BOOTTIME. Atomic: the journal's thread may ask the time as well. */
+#define NOBODY_TRUSTED INT64_MIN
+static _Atomic int64_t trusted_us = NOBODY_TRUSTED;
+
+static int64_t off_us(int64_t own_us, int64_t *told_us)
+{
+	int64_t offset = trusted_us;
+	if (offset == NOBODY_TRUSTED)
+		return 0;
+	*told_us = clock_us(CLOCK_BOOTTIME) + offset;
+	int64_t off = own_us - *told_us;
+	return off > SYS_CLOCK_TOLERANCE_US || off < -SYS_CLOCK_TOLERANCE_US ? off : 0;
+}
+
 static int64_t real_wall_us(void)
 {
-	return clock_us(CLOCK_REALTIME);
+	int64_t own = clock_us(CLOCK_REALTIME), told = 0;
+	return off_us(own, &told) == 0 ? own : told;
+}
+
+void sys_wall_trust(int64_t wall_us, int64_t mono_us)
+{
+	trusted_us = wall_us - mono_us;
+}
+
+int64_t sys_wall_off(void)
+{
+	int64_t told;
+	return off_us(clock_us(CLOCK_REALTIME), &told);
 }
 
 static int64_t real_mono_us(void)

@@ -22,6 +22,13 @@ struct sys_ops {
 
 int64_t sys_wall_us(void);
 int64_t sys_mono_us(void);
+/*
+ * A clock that all who share something go by said `wall_us` when ours for waits said `mono_us`. From then on the wall clock of this
+ * machine counts only while it agrees to within SYS_CLOCK_TOLERANCE_US; while it does not, sys_wall_us follows the other one.
+ */
+#define SYS_CLOCK_TOLERANCE_US (2 * US_PER_S)
+void sys_wall_trust(int64_t wall_us, int64_t mono_us);
+int64_t sys_wall_off(void); /* by how much the machine's clock is ahead of the trusted one; 0 while it counts */
 void sys_random(void *p, size_t n);
 uint64_t sys_random_below(uint64_t n); /* uniform in [0, n); n > 0 */
 double sys_random_unit(void);	       /* uniform in [0, 1) */

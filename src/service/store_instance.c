@@ -17,6 +17,14 @@
 /* Not even one who was just found dead makes us ask more often than this. */
 #define BEAT_AT_LEAST_US (US_PER_S / 4)
 
+/*
+ * Everybody's times are in one table, so everybody goes by one clock, the database's. A machine whose clock jumped would else
+ * refresh everything at once, or too late, or write times that mislead the others.
+ */
+#define CLOCK "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+/* An answer that took longer says too little about when the clock was read. */
+#define CLOCK_ANSWER_US US_PER_S
+
 /* A heartbeat younger than 20 s from another home means that someone else runs under our name. */
 static const struct pgstmt SQL_ENROL = {
 	"store_enrol",
@@ -26,7 +34,7 @@ static const struct pgstmt SQL_ENROL = {
 	" former_epochs = CASE WHEN i.home = excluded.home THEN i.former_epochs || i.epoch ELSE '{}' END,"
 	" presence = excluded.presence, started_at = now(), heartbeat_at = now(), gone = false"
 	" WHERE i.home = excluded.home OR i.gone OR i.heartbeat_at < now() - $4::int * interval '1 second'"
-	" RETURNING epoch, former_epochs <> '{}'",
+	" RETURNING epoch, former_epochs <> '{}', " CLOCK,
 };
 /* Ourselves and whoever is running, each with the age of its heartbeat, by the clock of the database alone; and the schema, which
  * may be migrated under us while every connection stays up. */
@@ -35,7 +43,7 @@ static const struct pgstmt SQL_HEARTBEAT = {
 	"WITH h AS (UPDATE refreshd.instance SET heartbeat_at = now(), presence = $4 WHERE name = $1 AND epoch = $2 RETURNING name)"
 	" SELECT i.name, i.name = h.name, CASE WHEN i.name = h.name THEN 0 ELSE"
 	" greatest((extract(epoch FROM now() - i.heartbeat_at) * 1000000)::bigint, 0) END,"
-	" coalesce(v.version, 0), coalesce(v.compatible_from, v.version, 0) FROM h CROSS JOIN refreshd.instance i"
+	" coalesce(v.version, 0), coalesce(v.compatible_from, v.version, 0), " CLOCK " FROM h CROSS JOIN refreshd.instance i"
 	" LEFT JOIN (SELECT version, compatible_from FROM refreshd.schema_version ORDER BY version DESC LIMIT 1) v ON true"
 	" WHERE i.name = h.name OR (i.presence = 'running' AND NOT i.gone AND i.heartbeat_at > now() - $3::int * interval '1 second')"
 	" ORDER BY i.name COLLATE \"C\"",
@@ -61,6 +69,13 @@ static const char *presence_word(enum store_presence p)
 	return "unknown";
 }
 
+static void note_clock(const struct store *s, const struct pgresult *r, int column)
+{
+	int64_t now = sys_mono_us(), took = now - s->asked_us;
+	if (took <= CLOCK_ANSWER_US)
+		sys_wall_trust(pgresult_int(r, 0, column) + took / 2, now);
+}
+
 /* ---- enrolling ---- */
 
 static void on_enrolled(void *arg, const struct pgtx_result *r)
@@ -72,6 +87,7 @@ static void on_enrolled(void *arg, const struct pgtx_result *r)
 	if (r->class == PG_CLASS_OK && pgresult_rows(&r->results[0]) == 1) {
 		s->epoch = pgresult_int(&r->results[0], 0, 0);
 		s->has_former = pgresult_bool(&r->results[0], 0, 1);
+		note_clock(s, &r->results[0], 2);
 		s->last_write_us = sys_mono_us();
 		store_change_state(s, STORE_READY, "");
 		if (s->presence != STORE_STARTING) /* enrolled anew, and the others do not know yet what we are */
@@ -99,6 +115,7 @@ void store_enrol(struct store *s)
 	pgargs_uuid(a, s->home);
 	pgargs_text(a, PACKAGE_VERSION);
 	pgargs_i32(a, INSTANCE_ALIVE_S);
+	s->asked_us = sys_mono_us();
 	if (store_send_one(s, &SQL_ENROL, a, on_enrolled) != 0)
 		store_look_again(s);
 }
@@ -174,6 +191,7 @@ static void on_heartbeat(void *arg, const struct pgtx_result *r)
 		return;
 	}
 	s->last_write_us = sys_mono_us();
+	note_clock(s, &r->results[0], 5);
 	const struct migrations_state found = store_schema_of(&r->results[0], 3);
 	if (s->schema_fits && !store_judge_version(s, &found))
 		return;
@@ -197,6 +215,7 @@ void store_heartbeat(struct store *s)
 	pgargs_i32(a, INSTANCE_ALIVE_S);
 	pgargs_text(a, presence_word(presence(s)));
 	struct pgtx *t = pgtx_new();
+	s->asked_us = sys_mono_us();
 	pgtx_add(t, &SQL_HEARTBEAT, a);
 	if (s->announce)
 		pgtx_add(t, &SQL_ANNOUNCE, pgargs_new());

@@ -44,6 +44,7 @@ FIELDS = {
 	"late": [],             # {id, expired_us, refreshed_us}, by trigger
 	"unfinished": [],       # [id, attempt] of what is open in the journals after quiesce
 	"revoked": [],          # families that were revoked on purpose
+	"life_us": 0,           # how long each access token lives, by the provider: I4 also from the ledger's times. 0: not known
 	"now_us": 0,            # when the rows were read
 	"lease_us": 0,          # the daemons' lease; 0: no excuse by it
 	"window_limit_us": 1000000,  # a delivered answer must be durable by then; a loaded machine included
@@ -257,6 +258,7 @@ def judge_expiry(case, v):
 		return any(x["family"] == family and since <= x["t_recv_us"] <= to and not answered(x) for x in case.ledger)
 
 	lives = {r["id"]: r.get("life_us") or 0 for r in case.rows}
+	judge_gaps(case, v, excused)
 	for x in case.late:
 		life = lives.get(x["id"], 0)
 		if not excused(case.family_of.get(x["id"]), x["expired_us"] - life, x["expired_us"]):
@@ -265,6 +267,22 @@ def judge_expiry(case, v):
 		if r["state"] == "callable" and r["health"] == "ok" and r["expires_us"] is not None and r["expires_us"] < case.now_us:
 			if not excused(r["family"], r["expires_us"] - lives[r["id"]], r["expires_us"]):
 				v.bad("I4", "a healthy connection has expired", {k: r[k] for k in ("id", "family", "expires_us")})
+
+
+def judge_gaps(case, v, excused):
+	"""I4 once more, by no clock but the provider's: between two new tokens, and from the last one until now, there was no life's time."""
+	if case.life_us == 0:
+		return
+	ends = collections.defaultdict(list)
+	for x in case.ledger:
+		if answered(x):
+			ends[x["family"]].append(x["t_done_us"])
+	well = {r["family"] for r in case.rows if r["state"] == "callable" and r["health"] == "ok"}
+	for family, times in ends.items():
+		times = sorted(times) + ([case.now_us] if family in well else [])
+		for a, b in zip(times, times[1:]):
+			if b - a > case.life_us and not excused(family, a, a + case.life_us):
+				v.bad("I4", "a token lived for %.1f s and its successor came after %.1f s" % (case.life_us / 1e6, (b - a) / 1e6), {"family": family, "from_us": a})
 
 
 def wanted_events(was, now):

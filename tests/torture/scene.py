@@ -100,7 +100,7 @@ def journal_of(v):
 		[[x["connection_id"], x["attempt_id"]] for x in found if not x["done"]])
 
 
-def evidence(sim, vaults, realm, mode, spans, now=None, lease_us=0, webhook=None, revoked=(), unfinished=None):
+def evidence(sim, vaults, realm, mode, spans, now=None, lease_us=0, webhook=None, revoked=(), unfinished=None, life_us=0):
 	"""What judge.judge() reads, of one realm whose connections are in the database of `vaults`. webhook: the sink's name; unfinished: the
 	open records of all journals, when somebody has read them already."""
 	v = vaults[0]
@@ -131,7 +131,7 @@ def evidence(sim, vaults, realm, mode, spans, now=None, lease_us=0, webhook=None
 		"late": watched("SELECT connection_id AS id, %s AS expired_us, %s AS refreshed_us FROM watch.late" % (
 			us_of("expired_at"), us_of("refreshed_at"))),
 		"unfinished": [x for x in ([x for one in vaults for x in journal_of(one)[1]] if unfinished is None else unfinished) if x[0] in mine],
-		"revoked": list(revoked), "now_us": now or now_us(), "lease_us": lease_us,
+		"revoked": list(revoked), "now_us": now or now_us(), "lease_us": lease_us, "life_us": life_us,
 	}
 
 
@@ -249,7 +249,8 @@ class Fleet:
 		if stop:
 			codes = [v.stop() for v in self.vaults if v.alive()]
 			tap.equal("they stop with 0", codes, [0] * len(codes))
-		e = evidence(self.world.sim, self.vaults, self.realm, self.mode, self.spans, now, self.lease_us, self.realm, self.revoked)
+		e = evidence(self.world.sim, self.vaults, self.realm, self.mode, self.spans, now, self.lease_us, self.realm, self.revoked,
+			life_us=self.life_s * 1000000)
 		keep(e, self.realm)
 		self.evidence = e
 		verdict = j.judge(e)

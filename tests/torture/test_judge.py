@@ -148,6 +148,10 @@ def expired_row(e):
 	e["rows"][0]["expires_us"] = 99 * S
 
 
+def too_long_between(e):
+	e["life_us"] = 9 * S
+
+
 def no_event(e):
 	del e["events"][0], e["sink"][0]
 
@@ -185,7 +189,7 @@ BROKEN = {
 	"I1": [presented_twice, journalled_and_again, slow_to_journal, nobody_died, died_elsewhere, committed_and_again, short_stop],
 	"I2": [at_once, flagged],
 	"I3": [stale_token, revoked_unseen, marked_alive, wrong_reason, lost_in_grace, lost_without_cause, left_in_journal, unknown_family],
-	"I4": [refreshed_late, expired_row],
+	"I4": [refreshed_late, expired_row, too_long_between],
 	"I5": [no_event, wrong_event, other_transaction, undelivered, forged, changed_id, changed_body],
 	"I8": [shrank],
 }

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
@@ -62,6 +63,20 @@ START_TEST(real_clocks_are_the_right_ones)
 	ck_assert_int_eq(asked, CLOCK_BOOTTIME);
 	ck_assert_int_le(before, mono);
 	ck_assert_int_le(mono, clock_us(CLOCK_BOOTTIME));
+}
+END_TEST
+
+START_TEST(a_wall_clock_counts_while_it_agrees_with_the_trusted_one)
+{
+	static const int64_t offs[] = { 0, US_PER_S, -US_PER_S, 3600 * US_PER_S, -3600 * US_PER_S, 86400 * US_PER_S };
+
+	for (size_t i = 0; i < sizeof offs / sizeof *offs; i++) {
+		bool counts = offs[i] > -SYS_CLOCK_TOLERANCE_US && offs[i] < SYS_CLOCK_TOLERANCE_US;
+		sys_wall_trust(clock_us(CLOCK_REALTIME) - offs[i], clock_us(CLOCK_BOOTTIME));
+		int64_t off = sys_wall_off(), by = sys_wall_us() - clock_us(CLOCK_REALTIME) + (counts ? 0 : offs[i]);
+		ck_assert_int_lt(counts ? llabs(off) : llabs(off - offs[i]), counts ? 1 : US_PER_S);
+		ck_assert_int_lt(llabs(by), US_PER_S);
+	}
 }
 END_TEST
 
@@ -299,6 +314,7 @@ Suite *unit_suite(void)
 
 	tcase_add_checked_fixture(tc, NULL, restore);
 	unit_add(tc, real_clocks_are_the_right_ones);
+	unit_add(tc, a_wall_clock_counts_while_it_agrees_with_the_trusted_one);
 	unit_add(tc, real_random_fills_every_size);
 	unit_add(tc, real_random_goes_on_after_a_signal);
 	unit_add(tc, small_draws_share_a_system_call);
