@@ -259,7 +259,7 @@ static void on_tick(void *arg)
 {
 	struct daemon *d = arg;
 	MAGIC_CHECK(d, DAEMON_MAGIC);
-	loop_timer_after(d->tick, d->conf->refresh.poll_interval_us);
+	loop_timer_about(d->tick, d->conf->refresh.poll_interval_us);
 	if (d->phase == PHASE_RUNNING) {
 		webhook_poll(d->webhook);
 		health_poll(d->health);
@@ -272,7 +272,7 @@ static void on_beat(void *arg)
 	struct daemon *d = arg;
 	MAGIC_CHECK(d, DAEMON_MAGIC);
 	int64_t poll = d->conf->refresh.poll_interval_us, beat = store_heartbeat_in(d->store);
-	loop_timer_after(d->beat, poll < beat ? poll : beat);
+	loop_timer_about(d->beat, poll < beat ? poll : beat);
 	check_clock(d);
 	store_heartbeat(d->store);
 	if (d->phase == PHASE_REPLAYING && store_state(d->store) == STORE_READY && refresh_replayed(d->refresh))
@@ -285,7 +285,7 @@ static void on_watchdog(void *arg)
 {
 	struct daemon *d = arg;
 	notify_watchdog();
-	loop_timer_after(d->watchdog, notify_watchdog_interval() / 2);
+	loop_timer_about(d->watchdog, notify_watchdog_interval() / 2);
 }
 
 /* ---------------------------------------------------------------- stop */
@@ -457,12 +457,12 @@ static int wire(struct daemon *d, struct fault *f)
 	d->notice = (struct store_notice){ .fn = on_notice, .arg = d };
 	store_on_notice(d->store, &d->notice);
 	d->tick = loop_timer_new(d->loop, on_tick, d);
-	loop_timer_after(d->tick, d->conf->refresh.poll_interval_us);
+	loop_timer_about(d->tick, d->conf->refresh.poll_interval_us);
 	d->beat = loop_timer_new(d->loop, on_beat, d);
 	loop_timer_after(d->beat, 0);
 	if (notify_watchdog_interval() > 0) {
 		d->watchdog = loop_timer_new(d->loop, on_watchdog, d);
-		loop_timer_after(d->watchdog, notify_watchdog_interval() / 2);
+		loop_timer_about(d->watchdog, notify_watchdog_interval() / 2);
 	}
 	return 0;
 }

@@ -287,6 +287,15 @@ void loop_timer_after(struct loop_timer *t, int64_t us)
 	loop_timer_at(t, at);
 }
 
+void loop_timer_about(struct loop_timer *t, int64_t us)
+{
+	int64_t at;
+	if (us < 2 * US_PER_S || __builtin_add_overflow(sys_mono_us(), us, &at))
+		loop_timer_after(t, us);
+	else
+		loop_timer_at(t, at - at % US_PER_S);
+}
+
 void loop_timer_stop(struct loop_timer *t)
 {
 	MAGIC_CHECK(t, TIMER_MAGIC);

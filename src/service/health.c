@@ -24,7 +24,7 @@ struct health {
 	struct loop *loop;
 	const struct health_parts *parts;
 	struct httpd *httpd;
-	bool draining, asking;
+	bool draining, asking, asked_last_time;
 	int64_t count_at, asked_at; /* mono */
 	bool counted;
 	char why[512];
@@ -73,6 +73,10 @@ static void on_gauges(void *arg, int code, const struct store_gauges *g)
 void health_poll(struct health *h)
 {
 	if (h->asking || h->parts->store == NULL || store_state(h->parts->store) != STORE_READY)
+		return;
+	/* Every other time: alerts do not need more, and each answer wakes the process up. */
+	h->asked_last_time = !h->asked_last_time;
+	if (!h->asked_last_time)
 		return;
 	h->asked_at = sys_mono_us();
 	h->asking = store_gauges(h->parts->store, h->asked_at >= h->count_at, on_gauges, h) == 0;

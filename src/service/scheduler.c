@@ -295,7 +295,7 @@ static void on_poll_timer(void *arg)
 {
 	struct scheduler *s = arg;
 	MAGIC_CHECK(s, SCHEDULER_MAGIC);
-	loop_timer_after(s->poll_timer, s->conf->refresh.poll_interval_us);
+	loop_timer_about(s->poll_timer, s->conf->refresh.poll_interval_us);
 	scheduler_poll_now(s);
 }
 
@@ -343,7 +343,7 @@ void scheduler_replan(struct scheduler *s)
 	if (!s->running)
 		return;
 	forget(s);
-	loop_timer_after(s->poll_timer, s->conf->refresh.poll_interval_us);
+	loop_timer_about(s->poll_timer, s->conf->refresh.poll_interval_us);
 	scheduler_poll_now(s);
 }
 

@@ -119,9 +119,17 @@ static void start_poll(struct poller *p)
 	next_page(p);
 }
 
+/* A quarter of the horizon may go by before there is more to read; what comes in behind the cursor is not found by this poll. */
+static bool sees_far(const struct scheduler *s)
+{
+	const struct poller *p = &s->forward;
+	return p->whole && !p->outdated && p->at.due_at - sys_wall_us() >= s->conf->refresh.horizon_us / 4 * 3;
+}
+
 void scheduler_poll_now(struct scheduler *s)
 {
-	start_poll(&s->forward);
+	if (!sees_far(s))
+		start_poll(&s->forward);
 	start_poll(&s->overdue);
 	start_poll(&s->gained);
 	scheduler_unpark_all(s);
@@ -193,6 +201,7 @@ void scheduler_forget_polls(struct scheduler *s)
 {
 	slots_none(&s->to_load); /* the forward poll starts anew, with all that is ours */
 	s->forward.at = s->overdue.at = (struct store_cursor){ .due_at = 0 };
+	s->forward.whole = false;
 	s->forward.outdated = s->forward.running;
 	s->overdue.outdated = s->overdue.running;
 	s->gained.outdated = s->gained.running;

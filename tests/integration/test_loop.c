@@ -104,6 +104,31 @@ START_TEST(a_timer_set_late_in_a_long_turn_does_not_fire_early)
 }
 END_TEST
 
+START_TEST(waits_of_about_the_same_time_end_together)
+{
+	struct loop_timer *a = loop_timer_new(l, note_time, NULL), *b = loop_timer_new(l, note_time, NULL);
+	int64_t start = sys_mono_us();
+	int64_t half_past = 5 * US_PER_S / 2 - start % US_PER_S; /* so that both mean the same second */
+	if (half_past < 2 * US_PER_S)
+		half_past += US_PER_S;
+	loop_timer_about(a, half_past);
+	loop_timer_about(b, half_past + 100 * US_PER_MS);
+	while (calls == 0)
+		loop_once(l, US_PER_S);
+	ck_assert_int_ge(fired_at - start, half_past - US_PER_S);
+	ck_assert_int_lt(fired_at - start, half_past);
+	loop_once(l, 2 * US_PER_MS);
+	ck_assert_int_eq(calls, 2);
+	loop_timer_about(a, 3 * US_PER_MS); /* a short wait is as long as it is */
+	start = sys_mono_us();
+	while (calls == 2)
+		loop_once(l, US_PER_S);
+	ck_assert_int_ge(fired_at - start, 3 * US_PER_MS - 100);
+	loop_timer_free(a);
+	loop_timer_free(b);
+}
+END_TEST
+
 START_TEST(setting_a_timer_calls_nothing_and_moves_a_set_one)
 {
 	struct loop_timer *t = loop_timer_new(l, note, word_a);
@@ -408,6 +433,7 @@ Suite *unit_suite(void)
 	tcase_set_timeout(t, 60);
 	unit_add(t, timers_fire_in_order_and_never_early);
 	unit_add(t, a_timer_set_late_in_a_long_turn_does_not_fire_early);
+	unit_add(t, waits_of_about_the_same_time_end_together);
 	unit_add(t, setting_a_timer_calls_nothing_and_moves_a_set_one);
 	unit_add(t, a_callback_may_free_its_own_timer_and_another_that_is_due);
 	unit_add(t, deferred_calls_run_once_in_order_before_the_hooks);

@@ -328,6 +328,12 @@ void loop_timer_after(struct loop_timer *t, int64_t us)
 	loop_timer_at(t, at);
 }
 
+void loop_timer_about(struct loop_timer *t, int64_t us)
+{
+	int64_t at = sys_mono_us() + us;
+	loop_timer_at(t, us < 2 * US_PER_S ? at : at - at % US_PER_S);
+}
+
 void loop_timer_stop(struct loop_timer *t)
 {
 	MAGIC_CHECK(t, TIMER_MAGIC);

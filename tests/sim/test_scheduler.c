@@ -85,9 +85,11 @@ START_TEST(what_lies_beyond_the_horizon_takes_no_memory)
 	scheduler_start(w->scheduler);
 	fake_loop_run_for(w->loop, US_PER_S);
 	ck_assert_uint_eq(figures(w).entries, 10);
-	fake_loop_run_for(w->loop, SECONDS(35));
+	fake_loop_run_for(w->loop, SECONDS(28));
+	ck_assert_uint_eq(figures(w).entries, 10);
+	fake_loop_run_for(w->loop, SECONDS(20)); /* a quarter of the horizon and a poll later at most */
 	ck_assert_uint_eq(figures(w).entries, 20);
-	fake_loop_run_for(w->loop, SECONDS(60));
+	fake_loop_run_for(w->loop, SECONDS(47));
 	ck_assert_int_eq(count_refreshed(far, 10), 10);
 	ck_assert_uint_eq(figures(w).entries, 0); /* the next due times are far away again */
 	world_end(w);
@@ -214,10 +216,10 @@ START_TEST(entry_that_comes_while_a_page_is_read_is_not_lost)
 {
 	struct world *w = start(STRICT, "horizon: 1m");
 	scheduler_start(w->scheduler);
-	fake_loop_run_for(w->loop, SECONDS(4));
+	fake_loop_run_for(w->loop, SECONDS(19));
 	fake_store_set_delay(w->store, SECONDS(2));
-	fake_loop_run_for(w->loop, SECONDS(2)); /* the poll of second 5 is on its way, up to second 65 */
-	struct fake_row *r = world_add(w, "c", SECONDS(58), SECONDS(600)); /* second 64 */
+	fake_loop_run_for(w->loop, SECONDS(2)); /* the poll of second 20 is on its way, up to second 80 */
+	struct fake_row *r = world_add(w, "c", SECONDS(58), SECONDS(600)); /* second 79 */
 	scheduler_add(w->scheduler, "app", "sim", r->id, r->due_at);
 	fake_loop_run_for(w->loop, SECONDS(3));
 	fake_store_set_delay(w->store, 0);
