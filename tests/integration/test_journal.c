@@ -922,8 +922,14 @@ END_TEST
 START_TEST(damage_is_told_once_with_file_and_offset)
 {
 	struct journal *j = open_small();
+	struct notes notes = { 0 };
 	for (int i = 0; i < 3; i++)
 		put_str(j, "twelve bytes");
+	journal_close(j);
+	j = open_small();
+	journal_on_note(j, on_note, &notes);
+	settle(j);
+	ck_assert_int_eq(notes.calls, 0); /* what is behind the last record is none */
 	journal_close(j);
 	struct journal_name name;
 	journal_name_make(1, 1, &name);
@@ -935,7 +941,7 @@ START_TEST(damage_is_told_once_with_file_and_offset)
 	close(fd);
 	mem_free(path);
 	j = open_small();
-	struct notes notes = { 0 };
+	notes = (struct notes){ 0 };
 	journal_on_note(j, on_note, &notes);
 	wait_for(notes.calls);
 	char *want = mem_printf("%s: damaged in 1 place, the first at offset %ld, %zu bytes in all", name.name, (long)second, journal_record_size(12));

@@ -468,6 +468,7 @@ END_TEST
 START_TEST(a_change_of_settings_that_commits_while_a_result_waits_is_seen)
 {
 	struct told c = claim();
+	sql("UPDATE refreshd.schedule SET doubts = 3");
 	sql("BEGIN; UPDATE refreshd.connection SET updated_at = updated_at + interval '1 s'");
 	struct told *t = &second;
 	struct store_result r = {
@@ -479,6 +480,7 @@ START_TEST(a_change_of_settings_that_commits_while_a_result_waits_is_seen)
 	wait_for("the result to wait", is_blocked, NULL);
 	sql("COMMIT");
 	ck_assert_int_eq(await(t).verdict, STORE_STALE);
+	ck_assert_int_eq(number("SELECT doubts FROM refreshd.schedule"), 3); /* what the refusal says of them counts as little */
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.connection WHERE state = 'callable'"), 1);
 }
 END_TEST
