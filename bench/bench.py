@@ -20,6 +20,7 @@ import time
 import traceback
 
 import bloat
+import guard
 import hour
 import idle
 import imports
@@ -40,6 +41,7 @@ Measure = collections.namedtuple("Measure", "name fn keys short_s long_s")
 # keys: what it may write of the results. Seconds: on a quiet machine of two cores; short_s None: only in the long form.
 MEASURES = [
 	Measure("refreshes", refreshes.measure, ("refresh_tls",), 70, 500),
+	Measure("profile", guard.profile, ("profile",), 30, 30),
 	Measure("naive", naive.measure, ("node_undici", "node_sequential"), 100, 500),
 	Measure("imports", imports.measure, ("import_api", "import_file"), 60, 400),
 	Measure("latency", latency.measure, ("latency_200ms", "tls_connect"), 120, 600),

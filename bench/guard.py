@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 import time
 
@@ -29,6 +30,21 @@ TOLERANCE = 1.10
 COMPONENTS = ["refreshd", "libc", "libcurl", "libcrypto", "libssl", "libjson-c", "libpq", "libevent"]
 
 
+# What a refresh is made of: functions that none of the others calls, with all that is below them.
+STEPS = (
+	("the row's tokens are opened", ["settle_facts_init"]),
+	("the request is built", ["grant_build"]),
+	("the request is set up in libcurl", ["httpc_start"]),
+	("libcurl, TLS and sockets", ["curl_multi_socket_action"]),
+	("the answer is sealed for the journal", ["reply_encode"]),
+	("the journal writes it", ["journal_store_stage", "journal_store_flush"]),
+	("the answer is read", ["grant_classify"]),
+	("decided, and the new tokens sealed", ["settle_answer"]),
+	("statements are put together and sent", ["store_claim", "store_persist", "pgconn_submit"]),
+	("libpq reads what the database answers", ["PQconsumeInput", "PQgetResult", "PQisBusy"]),
+)
+
+
 def component(path):
 	name = os.path.basename(path)
 	return next((c for c in COMPONENTS if re.match(re.escape(c) + r"($|[-_.])", name)), "other")
@@ -40,7 +56,7 @@ class Profile:
 	KINDS = {"ob": "ob", "cob": "ob", "fn": "fn", "cfn": "fn", "fl": "fl", "fi": "fl", "fe": "fl", "cfi": "fl", "cfl": "fl"}
 
 	def __init__(self, path):
-		self.objects, self.functions, self.calls, self.paths, self.names = {}, {}, {}, set(), {}
+		self.objects, self.calls, self.inclusive, self.paths, self.names = {}, {}, {}, set(), {}
 		obj = fn = callee = None
 		with open(path, errors="replace") as f:
 			for line in f:
@@ -51,16 +67,16 @@ class Profile:
 						obj = component(name)
 						self.paths.add(name)
 					elif key == "fn":
-						fn = (obj, name)
+						fn = name
 					elif key == "cfn":
 						callee = name
 				elif eq and key == "calls":
 					self.calls[callee] = self.calls.get(callee, 0) + int(value.split()[0])
-					next(f)  # what the call cost altogether: it is counted where it was spent
+					cost = int(next(f).split()[1])  # of all below the call: as a cost of its own it is counted where it was spent
+					self.inclusive[callee] = self.inclusive.get(callee, 0) + cost
 				elif line[:1] in set("0123456789+-*") and fn is not None:
 					cost = int(line.split()[1])
 					self.objects[obj] = self.objects.get(obj, 0) + cost
-					self.functions[fn] = self.functions.get(fn, 0) + cost
 
 	def name(self, kind, text):
 		"""A name is written out once and is a number from then on."""
@@ -94,7 +110,7 @@ def work(place, v, realm, n, total):
 	return s["connections_accepted"]
 
 
-def attempt(place, run, out):
+def attempt(place, run, out, counted):
 	"""None: a connection was lost and made again meanwhile."""
 	realm = "guard%d" % run
 	place.realm(realm, at_ttl=86400, delay_ms=DELAY_MS)
@@ -105,26 +121,38 @@ def attempt(place, run, out):
 	v.start(timeout_s=120)
 	before = work(place, v, realm, WARM, WARM)
 	instrument(v, "on")
-	after = work(place, v, realm, COUNTED, WARM + COUNTED)
+	after = work(place, v, realm, counted, WARM + counted)
 	instrument(v, "off")
 	v.stop()
 	return Profile(out) if before == after else None
 
 
-def measure(keep=None):
-	"""A profile of COUNTED refreshes."""
+def measure(keep=None, counted=COUNTED):
+	"""A profile of so many refreshes."""
 	with parts.Place("guard") as place:
 		for run in range(3):
-			found = attempt(place, run, keep or os.path.join(place.dir, "callgrind.out.%d" % run))
+			found = attempt(place, run, keep or os.path.join(place.dir, "callgrind.out.%d" % run), counted)
 			if found is not None:
 				return found
 			say("a connection was lost; once more")
 	raise RuntimeError("connections to the provider do not stay open")
 
 
-def figures(p):
-	per = {c: round(p.objects.get(c, 0) / COUNTED) for c in COMPONENTS + ["other"]}
-	return {"instructions": per, "total": sum(per.values()), "allocations": round(p.allocations() / COUNTED, 1), "libraries": p.libraries()}
+def figures(p, counted=COUNTED):
+	per = {c: round(p.objects.get(c, 0) / counted) for c in COMPONENTS + ["other"]}
+	return {"instructions": per, "total": sum(per.values()), "allocations": round(p.allocations() / counted, 1), "libraries": p.libraries()}
+
+
+def profile(form):
+	"""For the report: where the instructions of a refresh go."""
+	if shutil.which("valgrind") is None:
+		return {"profile": {"skipped": "valgrind is not installed"}}
+	counted = COUNTED if form.name != "smoke" else COUNTED // 10
+	p = measure(counted=counted)
+	d = figures(p, counted)
+	steps = {step: round(sum(p.inclusive.get(fn, 0) for fn in functions) / counted) for step, functions in STEPS}
+	steps["everything else"] = d["total"] - sum(steps.values())
+	return {"profile": {"instructions": d["instructions"], "steps": steps, "allocations": d["allocations"], "total": d["total"], "refreshes": counted}}
 
 
 def compare(new, old):
