@@ -543,6 +543,66 @@ START_TEST(mutated_replies_keep_the_promises)
 }
 END_TEST
 
+/* --- the short way and the long one */
+
+static void put_blank(struct buf *b)
+{
+	static const char *const blanks[] = {"", "", "", " ", "\n", "\t ", "\r\n"};
+	ck_ok(buf_puts(b, blanks[rand() % 7]));
+}
+
+static void put_value(struct buf *b, int depth)
+{
+	static const char *const plain[] = {"\"\"", "\"Bearer\"", "\"caf\xc3\xa9 / ~\"", "0", "7", "3600", "123456789012345678", "true", "false", "null", "[]", "{}",
+		"1.5", "-3", "007", "1e3", "9223372036854775807", "'x'", "nul", "\"\x01\"", "\"\x7f\"", "\"a\xff\""};
+	int kind = rand() % 12;
+	put_blank(b);
+	if (kind < 10 || depth > 9) {
+		ck_ok(buf_puts(b, plain[rand() % (rand() % 4 == 0 ? 22 : 12)]));
+	} else {
+		ck_ok(buf_putc(b, kind == 10 ? '[' : '{'));
+		for (int i = 0, n = rand() % 4; i < n; i++) {
+			ck_ok(buf_printf(b, "%s", i > 0 ? "," : ""));
+			if (kind == 11)
+				ck_ok(buf_printf(b, " \"m%d\" :", rand() % 20));
+			put_value(b, depth + 1);
+		}
+		ck_ok(buf_putc(b, kind == 10 ? ']' : '}'));
+	}
+	put_blank(b);
+}
+
+/* An escape anywhere in a text leaves it to json-c: with one more member it must be read as the same, or not at all. */
+START_TEST(what_is_read_the_short_way_is_read_the_long_way_too)
+{
+	unsigned read = 0, refused = 0;
+	srand(SEED);
+	for (int round = 0; round < 20000; round++) {
+		struct buf rest = BUF_INIT(1 << 20), lng = BUF_INIT(1 << 20), shrt = BUF_INIT(1 << 20);
+		int n = 1 + rand() % 5;
+		for (int i = 0; i < n; i++) {
+			ck_ok(buf_printf(&rest, "%s\"k%d\":", i > 0 ? "," : "", rand() % 12));
+			put_value(&rest, 0);
+		}
+		if (rand() % 4 == 0)
+			rest.data[rand() % (int)rest.len] = (uint8_t)"{}[],:\"1 x"[rand() % 10];
+		ck_ok(buf_printf(&shrt, "{\"extra\": 1, %s}", buf_str(&rest)));
+		ck_ok(buf_printf(&lng, "{\"\\u0065xtra\": 1, %s}", buf_str(&rest)));
+		struct json_object *a = grant_parse_json(buf_str(&shrt), shrt.len), *b = grant_parse_json(buf_str(&lng), lng.len);
+		ck_assert_msg((a == NULL) == (b == NULL) && (a == NULL || json_object_equal(a, b)), "seed %d, round %d: %s", SEED, round, buf_str(&shrt));
+		read += a != NULL;
+		refused += a == NULL;
+		grant_parse_free(a);
+		grant_parse_free(b);
+		buf_fini(&rest);
+		buf_fini(&lng);
+		buf_fini(&shrt);
+	}
+	ck_assert_uint_gt(read, 2000);
+	ck_assert_uint_gt(refused, 2000);
+}
+END_TEST
+
 Suite *unit_suite(void)
 {
 	Suite *s = suite_create("grant_reply");
@@ -550,6 +610,7 @@ Suite *unit_suite(void)
 
 	tcase_set_timeout(t, 120);
 	tcase_add_loop_test(t, fixture_means_what_it_should, 0, (int)N_FIXTURES);
+	unit_add(t, what_is_read_the_short_way_is_read_the_long_way_too);
 	unit_add(t, there_are_enough_fixtures);
 	unit_add(t, unsent_and_incomplete_come_before_all_else);
 	unit_add(t, whole_object_counts_although_the_transport_complains);
