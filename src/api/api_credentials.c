@@ -242,6 +242,8 @@ static void give_credentials(struct api_call *c, const struct store_connection *
 		reply_token(c, k);
 	else if (strcmp(k->state, "invalid") == 0)
 		fail_dead(c, k, k->reason);
+	else if (strcmp(k->state, "authorized") == 0 && !settings_complete(k, p))
+		api_fail(c, API_SETTINGS, "a setting that the connector needs is missing");
 	else if (provider_renews(p, k->has_refresh_token) && (store_writable(c->api->parts.store) || !usable(k)))
 		refresh_now(c, k);
 	else if (usable(k))

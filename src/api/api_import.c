@@ -224,7 +224,8 @@ static void decide(struct pending *p, const struct store_connection *row)
 		state = CONN_CALLABLE;
 	if (row != NULL && conn_health_parse(row->health, &health) != 0)
 		health = HEALTH_OK;
-	p->to = connection_apply(state, health, import_event(&p->import, p->provider));
+	bool lacks = import_lacks_settings(&p->import, p->provider, row != NULL ? row->settings_public : NULL);
+	p->to = connection_apply(state, health, import_event(&p->import, p->provider), lacks);
 	if (row == NULL)
 		p->to.event = EVENT_CREATED;
 	else if (p->to.event == EVENT_NONE)
@@ -336,7 +337,7 @@ static struct store_connection as_written(
 		.auth_type = auth_type_word(p->provider->auth_type),
 		.state = conn_state_word(p->to.state),
 		.health = conn_health_word(p->to.health),
-		.reason = reason_word(REASON_NONE),
+		.reason = reason_word(p->to.health == HEALTH_MISSING_SETTINGS ? REASON_MISSING_SETTINGS : REASON_NONE),
 		.enabled = p->enabled,
 		.last_failed_at = p->last_failed_at,
 		.created_at = p->created_at,

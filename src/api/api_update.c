@@ -77,16 +77,22 @@ static void merge(struct json_object *into, struct json_object *from)
 	}
 }
 
-/* Seals the merged settings; *complete tells whether every required one is there. */
+/* Is every required setting there? */
+struct completeness {
+	bool before, after;
+};
+
+/* Seals the merged settings. */
 static int make_settings(struct api_call *c, struct update *u, const struct store_connection *k,
-	const struct provider *p, bool *complete)
+	const struct provider *p, struct completeness *complete)
 {
 	struct buf plain = BUF_INIT_SECRET(IMPORT_SETTINGS_MAX);
 	struct json_object *all = open_settings(c, k);
 	if (all == NULL)
 		return ST_INVALID;
+	complete->before = import_settings_complete(all, p);
 	merge(all, u->settings);
-	*complete = import_settings_complete(all, p);
+	complete->after = import_settings_complete(all, p);
 	int e = import_write_json(all, &plain);
 	if (e == 0)
 		e = seal_column(c->conf->keyring, SEAL_SETTINGS, k->id, 0, plain.data, plain.len, &u->sealed);
@@ -124,24 +130,46 @@ static int64_t next_due(const struct api_call *c, const struct update *u, const 
 		return 0;
 	if (!u->change.enabled)
 		return k->enabled ? INT64_MAX : 0;
-	if (u->settings != NULL && provider_renews(p, k->has_refresh_token) && strcmp(k->health, "ok") != 0)
-		return now; /* what was missing or wrong may be there now */
+	/* What was missing or wrong may be there now; what only lacks a setting is renewed at its time. */
+	bool waits = strcmp(k->health, "missing_settings") == 0 ? k->due_at == INT64_MAX : strcmp(k->health, "ok") != 0;
+	if (u->settings != NULL && provider_renews(p, k->has_refresh_token) && waits)
+		return now;
 	return k->enabled || p == NULL ? 0 : due_when_enabled(c, k, p, now);
 }
 
-/* For services whose settings are the secret, they decide whether it can be called. */
-static enum event_type apply_settings(struct store_change *x, const struct store_connection *k, bool complete)
+static enum event_type happen(struct store_change *x, enum conn_event ev, enum reason reason)
 {
-	if (strcmp(k->auth_type, "oauth2") == 0 || strcmp(k->auth_type, "none") == 0)
-		return EVENT_NONE;
-	if (complete && x->health == HEALTH_OK && x->state == CONN_CALLABLE)
-		return EVENT_NONE;
-	struct conn_change to =
-		connection_apply(x->state, x->health, complete ? CE_IMPORTED : CE_SETTINGS_MISSING);
+	struct conn_change to = connection_apply(x->state, x->health, ev, ev == CE_SETTINGS_MISSING);
+	x->reason = to.health == HEALTH_OK || to.health == HEALTH_MISSING_SETTINGS ? reason : x->reason;
 	x->state = to.state;
 	x->health = to.health;
-	x->reason = complete ? REASON_NONE : REASON_MISSING_SETTINGS;
 	return to.event;
+}
+
+/* With tokens, settings make the difference between authorized and callable. A connection that waits for one that is not among the
+ * required is left to the next refresh. */
+static enum event_type apply_to_tokens(struct store_change *x, const struct completeness *complete)
+{
+	if (!complete->after && x->state == CONN_CALLABLE)
+		return happen(x, CE_SETTINGS_MISSING, REASON_MISSING_SETTINGS);
+	if (complete->after && !complete->before && x->health != HEALTH_OK)
+		return happen(x, CE_SETTINGS_FILLED, REASON_NONE);
+	return EVENT_NONE;
+}
+
+/* For services whose settings are the secret, they decide whether it can be called. */
+static enum event_type apply_settings(
+	struct store_change *x, const struct store_connection *k, const struct completeness *complete)
+{
+	if (strcmp(k->auth_type, "oauth2") == 0)
+		return apply_to_tokens(x, complete);
+	if (strcmp(k->auth_type, "none") == 0)
+		return EVENT_NONE;
+	if (!complete->after)
+		return happen(x, CE_SETTINGS_MISSING, REASON_MISSING_SETTINGS);
+	if (x->health == HEALTH_OK && x->state == CONN_CALLABLE)
+		return EVENT_NONE;
+	return happen(x, CE_IMPORTED, REASON_NONE);
 }
 
 static int copy_words(struct store_change *x, const struct store_connection *k)
@@ -156,7 +184,7 @@ static int prepare(
 	struct api_call *c, struct update *u, const struct store_connection *k, const struct provider *p)
 {
 	int64_t now = sys_wall_us();
-	bool complete = true;
+	struct completeness complete;
 	struct store_change *x = &u->change;
 	fini_bufs(u);
 	buf_init(&u->sealed, SEALED_MAX);
@@ -175,7 +203,7 @@ static int prepare(
 		e = make_settings(c, u, k, p, &complete);
 		x->settings = &u->sealed;
 		x->settings_public = buf_str(&u->settings_public);
-		x->event = apply_settings(x, k, complete);
+		x->event = e == 0 ? apply_settings(x, k, &complete) : EVENT_NONE;
 	}
 	if (e == 0 && u->metadata != NULL) {
 		e = import_write_json(u->metadata, &u->metadata_text);

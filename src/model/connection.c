@@ -226,6 +226,8 @@ static const struct conn_rule rules[] = {
 	  "its owner took the grant back" },
 	{ HEALTH_OK, CE_ADDED, BLANK(EVENT_NONE),
 	  "the importer tells created from updated; callable comes with the tokens" },
+	{ HEALTH_OK, CE_SETTINGS_FILLED, WELL(EVENT_NONE),
+	  "nothing was missing" },
 
 	{ HEALTH_PENDING, CE_IMPORTED, WELL(EVENT_REFRESH_RECOVERED),
 	  "new tokens end the failure cycle that a receiver was told of" },
@@ -241,6 +243,8 @@ static const struct conn_rule rules[] = {
 	  "its owner took the grant back" },
 	{ HEALTH_PENDING, CE_ADDED, BLANK(EVENT_UPDATED),
 	  "it begins anew: what was failing was another grant's" },
+	{ HEALTH_PENDING, CE_SETTINGS_FILLED, PENDING(EVENT_NONE),
+	  "a setting ends no failure; what can be called now is told as callable" },
 
 	{ HEALTH_NEEDS_AUTH, CE_IMPORTED, WELL(EVENT_CALLABLE),
 	  "a person logged in again" },
@@ -256,9 +260,11 @@ static const struct conn_rule rules[] = {
 	  "revoking is its owner's word and stronger than our finding" },
 	{ HEALTH_NEEDS_AUTH, CE_ADDED, BLANK(EVENT_UPDATED),
 	  "its owner added it again" },
+	{ HEALTH_NEEDS_AUTH, CE_SETTINGS_FILLED, DEAD(EVENT_NONE),
+	  "a setting does not bring back a dead grant" },
 
 	{ HEALTH_MISSING_SETTINGS, CE_IMPORTED, WELL(EVENT_CALLABLE),
-	  "an import brings its settings; a refresh that still misses one says so again" },
+	  "it came with its settings" },
 	{ HEALTH_MISSING_SETTINGS, CE_REFRESHED, WELL(EVENT_CALLABLE),
 	  "the settings are there now" },
 	{ HEALTH_MISSING_SETTINGS, CE_FAILED, PENDING(EVENT_REFRESH_PENDING),
@@ -271,6 +277,8 @@ static const struct conn_rule rules[] = {
 	  "its owner took the grant back" },
 	{ HEALTH_MISSING_SETTINGS, CE_ADDED, BLANK(EVENT_UPDATED),
 	  "it brings its settings; a request that still misses one says so again" },
+	{ HEALTH_MISSING_SETTINGS, CE_SETTINGS_FILLED, WELL(EVENT_UPDATED),
+	  "told as callable where there are tokens" },
 
 	{ HEALTH_REVOKED, CE_IMPORTED, WELL(EVENT_CALLABLE),
 	  "its owner connected again" },
@@ -286,6 +294,8 @@ static const struct conn_rule rules[] = {
 	  "told already" },
 	{ HEALTH_REVOKED, CE_ADDED, BLANK(EVENT_UPDATED),
 	  "its owner added it again" },
+	{ HEALTH_REVOKED, CE_SETTINGS_FILLED, REVOKED(EVENT_NONE),
+	  "a setting does not bring back a revoked grant" },
 };
 /* clang-format on */
 
@@ -302,7 +312,20 @@ static const struct conn_rule *rule_for(enum conn_health health, enum conn_event
 	return NULL;
 }
 
-struct conn_change connection_apply(enum conn_state state, enum conn_health health, enum conn_event ev)
+/* Tokens without what the service needs: kept and refreshed like any others, and not called with. */
+static struct conn_change without_settings(enum conn_state state, enum conn_health health, struct conn_change to)
+{
+	to.state = CONN_AUTHORIZED;
+	if (to.health == HEALTH_OK)
+		to.health = HEALTH_MISSING_SETTINGS;
+	if (to.state == state && to.health == health)
+		to.event = EVENT_NONE;
+	else if (to.event == EVENT_NONE || to.event == EVENT_CALLABLE)
+		to.event = EVENT_UPDATED;
+	return to;
+}
+
+struct conn_change connection_apply(enum conn_state state, enum conn_health health, enum conn_event ev, bool lacks)
 {
 	bool brings_tokens = ev == CE_IMPORTED || ev == CE_REFRESHED;
 
@@ -315,8 +338,10 @@ struct conn_change connection_apply(enum conn_state state, enum conn_health heal
 	struct conn_change to = r->to;
 	if (state == CONN_ADDED && !brings_tokens && to.state != CONN_INVALID)
 		to.state = CONN_ADDED;
-	bool becomes_callable = to.state == CONN_CALLABLE && state != CONN_CALLABLE && brings_tokens;
-	if (becomes_callable && (ev == CE_IMPORTED || to.event == EVENT_NONE))
+	if (lacks && to.state == CONN_CALLABLE)
+		return without_settings(state, health, to);
+	bool becomes_callable = to.state == CONN_CALLABLE && state != CONN_CALLABLE && (brings_tokens || ev == CE_SETTINGS_FILLED);
+	if (becomes_callable && (ev != CE_REFRESHED || to.event == EVENT_NONE))
 		to.event = EVENT_CALLABLE;
 	return to;
 }

@@ -35,7 +35,7 @@
 	X(REASON_UNREACHABLE, "unreachable", "the provider could not be reached")                                  \
 	X(REASON_NO_ANSWER, "no_answer", "the request was sent and no complete answer came")                       \
 	X(REASON_BAD_REPLY, "bad_reply", "the answer could not be understood")                                     \
-	X(REASON_MISSING_SETTINGS, "missing_settings", "a setting that the provider's URL needs is missing")       \
+	X(REASON_MISSING_SETTINGS, "missing_settings", "a setting that the provider needs is missing")       \
 	X(REASON_NO_CLIENT, "no_client", "no client is configured for this application and provider")              \
 	X(REASON_SEALED, "sealed", "the stored token cannot be opened with the present keyring")                   \
 	X(REASON_REVOKED, "revoked", "the connection was revoked by its owner")
@@ -91,7 +91,8 @@ int conn_key_check(const struct conn_key *k, struct fault *f) MUST_USE;
 	X(CE_DEAD, "dead")		   /* the grant is dead, lost, or was retried for too long */ \
 	X(CE_SETTINGS_MISSING, "settings_missing") /* the request cannot be built */              \
 	X(CE_REVOKED, "revoked")	   /* its owner revoked it */                             \
-	X(CE_ADDED, "added")		   /* it came in without tokens: they are to be fetched by its grant */
+	X(CE_ADDED, "added")		   /* it came in without tokens: they are to be fetched by its grant */ \
+	X(CE_SETTINGS_FILLED, "settings_filled") /* what was missing is there now */
 enum conn_event {
 #define X(id, word) id,
 	CONN_EVENT_LIST(X)
@@ -106,9 +107,9 @@ struct conn_change {
 
 /* The table: (health, event) -> what follows. Total: every pair has an answer. The state adds three rules: nothing
  * but being added or tokens changes what is only AVAILABLE; what is ADDED never had tokens, so it stays so until there are some or its
- * grant is dead; and tokens that make a connection callable that was not are told as EVENT_CALLABLE (an import always, a
- * refresh where the row is silent). */
-struct conn_change connection_apply(enum conn_state state, enum conn_health health, enum conn_event ev);
+ * grant is dead; and tokens or settings that make a connection callable that was not are told as EVENT_CALLABLE (a refresh only where
+ * the row is silent). `lacks`: a required setting is missing after the event; what would be CALLABLE is AUTHORIZED then. */
+struct conn_change connection_apply(enum conn_state state, enum conn_health health, enum conn_event ev, bool lacks);
 /* The rows of the table, for the documentation check: NULL past the end. */
 struct conn_rule {
 	enum conn_health from;

@@ -353,6 +353,20 @@ bool import_settings_complete(struct json_object *settings, const struct provide
 	return p->required_settings.n > 0 || !holds_the_secret(p) || (settings != NULL && json_object_object_length(settings) > 0);
 }
 
+bool import_lacks_settings(const struct import *i, const struct provider *p, const char *shown)
+{
+	struct json_object *o = NULL;
+	if (p->auth_type != AUTH_OAUTH2 || p->required_settings.n == 0)
+		return false;
+	if (i->has_settings)
+		o = grant_parse_json(buf_str(&i->settings), i->settings.len);
+	else if (shown != NULL)
+		o = grant_parse_json(shown, strlen(shown));
+	bool complete = import_settings_complete(o, p);
+	grant_parse_free(o);
+	return !complete;
+}
+
 static void check_settings(const struct import *i, const struct provider *provider, struct import_problems *p)
 {
 	struct json_object *o = i->has_settings ? grant_parse_json(buf_str(&i->settings), i->settings.len) : NULL;
@@ -466,7 +480,7 @@ int import_mask_settings(const char *settings_json, size_t n, const struct provi
 	ALWAYS(shown != NULL);
 	json_object_object_foreach(o, name, v)
 	{
-		bool mask = v != NULL && (all || strlist_has(&p->sensitive_settings, name));
+		bool mask = is_filled(o, name) && (all || strlist_has(&p->sensitive_settings, name));
 		(void)json_object_object_add(shown, name, mask ? json_object_new_string(MASK) : json_object_get(v));
 	}
 	int rc = import_write_json(shown, out);

@@ -68,7 +68,7 @@ struct import_times { /* wall us; 0: unknown, INT64_MAX: never */
 void import_plan(const struct import *i, const struct provider *p, const struct policy_margin *m, int64_t now, double unit,
 	struct import_times *out);
 
-/* The settings as they may be shown: every value of a secret kind is "********". Secret is what the provider lists as
+/* The settings as they may be shown: every value of a secret kind is "********", unless it is empty. Secret is what the provider lists as
  * sensitive, and for apiKey and basic everything. */
 int import_mask_settings(const char *settings_json, size_t n, const struct provider *p, struct buf *out) MUST_USE;
 
@@ -77,5 +77,8 @@ int import_mask_settings(const char *settings_json, size_t n, const struct provi
 int import_write_json(struct json_object *o, struct buf *out) MUST_USE;
 /* Are the settings that the provider needs there and not empty? apiKey and basic need one at least. NULL: there are none. */
 bool import_settings_complete(struct json_object *settings_or_null, const struct provider *p);
+/* Will a connection of oauth2 lack one after the import? `shown`: its settings as they may be shown, which stay where the import brings
+ * none; NULL: it is new. */
+bool import_lacks_settings(const struct import *i, const struct provider *p, const char *shown_or_null);
 
 #endif

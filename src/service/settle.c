@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "base/sys.h"
 #include "model/grant_parse.h"
+#include "model/import.h"
 #include "model/policy.h"
 #include "service/seal.h"
 
@@ -95,6 +96,7 @@ int settle_facts_init(struct settle_facts *x, struct keyring *k, const struct st
 		e = open_json(k, SEAL_CAPTURED, c->id, 0, c->captured, c->captured_len, &x->captured, f);
 	if (e == 0)
 		e = open_json(k, SEAL_SETTINGS, c->id, 0, c->settings, c->settings_len, &x->settings, f);
+	x->opened = e == 0;
 	if (e != 0)
 		settle_facts_fini(x);
 	return e;
@@ -191,11 +193,18 @@ static int build_event(const struct settle_facts *x, const struct provider *p, s
 	return 0;
 }
 
+static bool lacks_settings(const struct settle_facts *x, const struct provider *p)
+{
+	if (!x->opened)
+		return x->state == CONN_AUTHORIZED;
+	return p != NULL && p->auth_type == AUTH_OAUTH2 && !import_settings_complete(x->settings, p);
+}
+
 /* Applies the transition table and, when it says so, writes the event. */
 static int happen(const struct settle_facts *x, const struct provider *p, enum conn_event ev, int64_t now, struct settle_record *out)
 {
 	struct store_result *r = &out->result;
-	struct conn_change to = connection_apply(x->state, x->health, ev);
+	struct conn_change to = connection_apply(x->state, x->health, ev, lacks_settings(x, p));
 	r->touch = true;
 	r->state = to.state;
 	r->health = to.health;
@@ -330,11 +339,13 @@ static int settle_refreshed(const struct settle_facts *x, const struct conf *c, 
 	int e = write_tokens(x, c, p, g, started_at, now, out);
 	if (e != 0)
 		return e;
-	if (x->health == HEALTH_OK && x->state == CONN_CALLABLE && x->failures == 0 && x->reason == REASON_NONE)
+	enum reason reason = lacks_settings(x, p) ? REASON_MISSING_SETTINGS : REASON_NONE;
+	struct conn_change to = connection_apply(x->state, x->health, CE_REFRESHED, reason != REASON_NONE);
+	if (to.state == x->state && to.health == x->health && x->failures == 0 && x->reason == reason)
 		return 0;
 	r->failures = 0;
 	r->first_failed_at = 0;
-	r->reason = REASON_NONE;
+	r->reason = reason;
 	return happen(x, p, CE_REFRESHED, now, out);
 }
 

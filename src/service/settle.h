@@ -26,8 +26,9 @@ struct settle_facts {
 	int64_t created_at, updated_at, first_failed_at, last_failed_at;
 	int64_t issued_at, expires_at, refresh_issued_at, refresh_expires_at;
 	char *scope;
+	bool opened; /* what was sealed is here: the next line and the captured fields */
 	struct buf refresh_token; /* secret, plain; empty: none */
-	struct json_object *metadata, *settings, *captured; /* NULL: none */
+	struct json_object *settings, *captured, *metadata; /* NULL: none */
 };
 
 /* Copies and opens. ST_NO_KEY or ST_CRYPTO: the sealed text cannot be opened; the fault says which. */

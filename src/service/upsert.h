@@ -12,6 +12,9 @@
 #ifndef REFRESHD_SERVICE_UPSERT_H
 #define REFRESHD_SERVICE_UPSERT_H
 
+/* Tokens without a required setting are the one thing that can be wrong with a connection that was just imported. */
+#define UPSERT_REASON(health_) "CASE WHEN " health_ " = 'missing_settings' THEN 'missing_settings' ELSE 'none' END"
+
 /* What becomes of a schedule row `s` that is there; `from_` is the relation with the new values. */
 #define UPSERT_SCHEDULE_SET(from_)                                                       \
 	"token_version = " from_ ".token_version, due_at = " from_ ".due_at,"            \
@@ -22,12 +25,13 @@
 
 #define UPSERT_CONNECTION_INSERT(now_)                                                                                  \
 	"INSERT INTO refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id,"    \
-	" auth_type, state, health, created_at, updated_at, metadata, settings_public, settings)"                        \
+	" auth_type, state, health, reason, created_at, updated_at, metadata, settings_public, settings)"                \
 	" SELECT slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state, health, "  \
-	now_ ", " now_ ", coalesce(metadata, '{}'), coalesce(settings_public, '{}'), settings FROM a WHERE created"
+	UPSERT_REASON("health") ", " now_ ", " now_ ", coalesce(metadata, '{}'), coalesce(settings_public, '{}'), settings FROM a WHERE created"
 
 #define UPSERT_CONNECTION_UPDATE(now_)                                                                                  \
-	"UPDATE refreshd.connection c SET auth_type = a.auth_type, state = a.state, health = a.health, reason = 'none'," \
+	"UPDATE refreshd.connection c SET auth_type = a.auth_type, state = a.state, health = a.health,"                \
+	" reason = " UPSERT_REASON("a.health") ","                                                                         \
 	" failures = 0, first_failed_at = NULL, updated_at = " now_ ", metadata = coalesce(a.metadata, c.metadata),"     \
 	" settings_public = coalesce(a.settings_public, c.settings_public), settings = coalesce(a.settings, c.settings)" \
 	" FROM a WHERE NOT a.created AND c.slot = a.slot AND c.connection_id = a.connection_id"
@@ -40,7 +44,7 @@
 	" SELECT slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state, health,"     \
 	" created_at, " now_ ", metadata, settings_public, settings FROM a"                                                \
 	" ON CONFLICT (slot, connection_id) DO UPDATE SET auth_type = excluded.auth_type, state = excluded.state,"         \
-	" health = excluded.health, reason = 'none', failures = 0, first_failed_at = NULL, updated_at = excluded.updated_at," \
+	" health = excluded.health, reason = " UPSERT_REASON("excluded.health") ", failures = 0, first_failed_at = NULL, updated_at = excluded.updated_at," \
 	" metadata = excluded.metadata, settings_public = excluded.settings_public, settings = excluded.settings"
 
 #define UPSERT_CREDENTIAL_INSERT                                                                                              \

@@ -38,8 +38,9 @@ static const struct pgstmt SQL_SCHEDULE = {
 /* After the schedule's locks are ours: what is read here cannot change any more. */
 static const struct pgstmt SQL_EXISTING = {
 	"vault_import_existing",
-	"SELECT c.connection_id, c.state, c.health, c.enabled, c.created_at, c.last_failed_at"
-	" FROM unnest($1::smallint[], $2::uuid[]) AS t (slot, connection_id) JOIN refreshd.connection c USING (slot, connection_id)",
+	"SELECT c.connection_id, c.state, c.health, c.enabled, c.created_at, c.last_failed_at, CASE WHEN t.needed THEN c.settings_public END"
+	" FROM unnest($1::smallint[], $2::uuid[], $3::boolean[]) AS t (slot, connection_id, needed)"
+	" JOIN refreshd.connection c USING (slot, connection_id)",
 };
 static const struct pgstmt SQL_VERSIONS = {
 	"vault_import_versions",
@@ -49,7 +50,7 @@ static const struct pgstmt SQL_VERSIONS = {
 /* What is new goes straight to where it stays: nothing takes many rows as cheaply as COPY. */
 static const char SQL_COPY_CONNECTION[] =
 	"COPY refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state,"
-	" health, created_at, updated_at, metadata, settings_public, settings) FROM STDIN (FORMAT binary)";
+	" health, reason, created_at, updated_at, metadata, settings_public, settings) FROM STDIN (FORMAT binary)";
 static const char SQL_COPY_CREDENTIAL[] =
 	"COPY refreshd.credential (slot, connection_id, token_version, issued_at, expires_at, refresh_issued_at, refresh_expires_at,"
 	" access_token, refresh_token) FROM STDIN (FORMAT binary)";
@@ -77,6 +78,7 @@ struct row {
 	size_t item; /* in the caller's array */
 	int64_t version;
 	bool done, applied, created, due_now;
+	bool lacks; /* a required setting, after the import */
 	bool enabled;
 	enum conn_state state; /* before the import */
 	enum conn_health health;
@@ -240,6 +242,7 @@ static int bind_connection(struct vault_importer *m, const struct row *r, struct
 	pgargs_text(a, auth_type_word(x->provider->auth_type));
 	pgargs_text(a, conn_state_word(r->to.state));
 	pgargs_text(a, conn_health_word(r->to.health));
+	pgargs_text(a, reason_word(r->to.health == HEALTH_MISSING_SETTINGS ? REASON_MISSING_SETTINGS : REASON_NONE));
 	pgargs_time(a, m->now);
 	pgargs_time(a, m->now);
 	pgargs_jsonb(a, metadata_of(x) != NULL ? metadata_of(x) : "{}");
@@ -344,6 +347,7 @@ static int write_schedule(struct vault_importer *m, struct fault *f)
 		ALWAYS(row != NULL);
 		row->applied = true;
 		row->created = pgresult_bool(&res, i, 1);
+		row->lacks = import_lacks_settings(m->items[row->item].import, m->items[row->item].provider, NULL);
 		row->state = CONN_AVAILABLE;
 		row->health = HEALTH_OK;
 		row->enabled = true;
@@ -404,34 +408,37 @@ static int read_existing(struct vault_importer *m, struct fault *f)
 {
 	size_t picked;
 	struct pgargs *a = bind_ids(m, is_update, &picked);
-	struct pgresult r;
+	struct pgresult res;
 	if (picked == 0) {
 		pgargs_free(a);
 		return 0;
 	}
-	int rc = pgsync_query(m->pg, &SQL_EXISTING, a, &r, NULL, f);
+	COLUMN(PGT_BOOL, is_update, pgargs_bool(a, r->lacks));
+	int rc = pgsync_query(m->pg, &SQL_EXISTING, a, &res, NULL, f);
 	if (rc != 0)
 		return rc;
-	for (int i = 0; i < pgresult_rows(&r); i++) {
-		struct row *row = find_row(m, pgresult_uuid(&r, i, 0));
+	for (int i = 0; i < pgresult_rows(&res); i++) {
+		struct row *row = find_row(m, pgresult_uuid(&res, i, 0));
 		ALWAYS(row != NULL);
 		/* Words of a newer program: treated as well, which tells nothing. */
-		if (conn_state_parse(pgresult_text(&r, i, 1, NULL), &row->state) != 0)
+		if (conn_state_parse(pgresult_text(&res, i, 1, NULL), &row->state) != 0)
 			row->state = CONN_CALLABLE;
-		if (conn_health_parse(pgresult_text(&r, i, 2, NULL), &row->health) != 0)
+		if (conn_health_parse(pgresult_text(&res, i, 2, NULL), &row->health) != 0)
 			row->health = HEALTH_OK;
-		row->enabled = pgresult_bool(&r, i, 3);
-		row->created_at = pgresult_time(&r, i, 4);
-		row->last_failed_at = vault_time(&r, i, 5);
+		row->enabled = pgresult_bool(&res, i, 3);
+		row->created_at = pgresult_time(&res, i, 4);
+		row->last_failed_at = vault_time(&res, i, 5);
+		if (!pgresult_null(&res, i, 6))
+			row->lacks = import_lacks_settings(m->items[row->item].import, m->items[row->item].provider, pgresult_text(&res, i, 6, NULL));
 	}
-	pgsync_clear(&r);
+	pgsync_clear(&res);
 	return 0;
 }
 
 static void decide(const struct vault_importer *m, struct row *r)
 {
 	const struct vault_item *x = &m->items[r->item];
-	r->to = connection_apply(r->state, r->health, import_event(x->import, x->provider));
+	r->to = connection_apply(r->state, r->health, import_event(x->import, x->provider), r->lacks);
 	if (r->created)
 		r->to.event = EVENT_CREATED;
 }

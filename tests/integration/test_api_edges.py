@@ -182,11 +182,39 @@ def settings_missing(tap, world):
 	plain = {"auth_type": "basic", "token_url": None, "client_auth": None, "rotation": None, "unified_apis": ["accounting"]}
 	v, c = open_vault(world, "missing", providers={"a": {"required_settings": ["shop"]}, "plain": plain})
 	a = c.post(PATH + "/import", body_of(tokens(world)[0]))
-	tap.equal("tokens without a required setting are taken", a.status, 200)
+	words = lambda d: (d["state"], d["health"])
+	lacks, whole = ("authorized", "missing_settings"), ("callable", "ok")
+	tap.equal("tokens without a required setting are taken, and not called with", (a.status, words(a.data), v.rows()["c1"]["reason"]),
+		(200, lacks, "missing_settings"))
 	is_error(tap, "cannot be validated", c.post(PATH + "/validate"), 422, "ConnectionSettingsError")
+	is_error(tap, "and no token is handed out", c.get(PATH + "/credentials"), 422, "ConnectionSettingsError")
+	tap.equal("the same again, with another setting and an empty one", words(c.post(PATH + "/import", dict(body_of(tokens(world)[0]), settings={"x": 1,
+		"shop": ""})).data), lacks)
+	v.sql("UPDATE refreshd.schedule SET due_at = now()")
+	wait_until("a refresh", lambda: v.rows()["c1"]["refreshes"] == 1, 20)
+	row = v.rows()["c1"]
+	tap.equal("it is refreshed like any other, and stays what it is", (words(row), row["reason"], row["due_in"] > 0), (lacks, "missing_settings", True))
+	n = len(names_of(v))
 	a = c.patch(PATH, {"settings": {"shop": "s1"}})
-	tap.equal("the setting makes it whole", a.status, 200)
-	wait_until("callable", lambda: c.get(PATH).data["state"] == "callable", 20)
+	tap.equal("the setting makes it whole at once", (a.status, words(a.data), v.rows()["c1"]["reason"]), (200, whole, "none"))
+	tap.equal("without a refresh of its own", (v.rows()["c1"]["due_in"] > 0, c.get(PATH + "/credentials").status), (True, 200))
+	tap.equal("a refresh leaves it so", (c.post(PATH + "/validate").status, words(c.get(PATH).data)), (200, whole))
+	tap.equal("told once", names_of(v)[n:], ["callable"])
+	tap.equal("an import without settings keeps them", words(c.post(PATH + "/import", body_of(tokens(world)[0])).data), whole)
+	tap.equal("one with others does not", words(c.post(PATH + "/import", dict(body_of(tokens(world)[0]), settings={"x": 2})).data), lacks)
+	tap.equal("one that brings it", words(c.post(PATH + "/import", dict(body_of(tokens(world)[0]), settings={"shop": "s2"})).data), whole)
+	tap.equal("a change that takes it away", words(c.patch(PATH, {"settings": {"shop": None}}).data), lacks)
+	tap.equal("all was told", names_of(v)[n:], ["callable", "updated", "updated", "callable", "updated"])
+	lines = [dict(application_id="app", consumer_id=x, unified_api="accounting", service_id="a", **dict(body_of(tokens(world)[0]), **more))
+		for x, more in (("c1", {}), ("bulk", {}), ("bulkwhole", {"settings": {"shop": "b"}}))]
+	for again in range(2):
+		tap.equal("refreshctl import", v.import_lines(lines).returncode, 0)
+		tap.equal("the same there", {x: (words(r), r["reason"]) for x, r in v.rows().items()}, {"c1": (lacks, "missing_settings"),
+			"bulk": (lacks, "missing_settings"), "bulkwhole": (whole, "none")})
+		for x in lines:
+			x.update(body_of(tokens(world)[0]))
+		lines[2].pop("settings", None)
+	tap.equal("and a change makes that whole, too", words(c.but(consumer="bulk").patch(PATH, {"settings": {"shop": "s"}}).data), whole)
 	path = connection_path("plain")
 	is_error(tap, "basic needs settings", c.post(path + "/import", {"settings": {}}), 400, "RequestValidationError")
 	tap.equal("basic", c.post(path + "/import", {"settings": {"user": "u"}}).data["state"], "callable")

@@ -330,6 +330,7 @@ START_TEST(a_refused_refresh_token_leaves_the_password)
 {
 	struct bench t;
 	start(&t, "grant: password, rotation: strict");
+	t.x.settings = json_tokener_parse("{\"username\":\"u\",\"password\":\"p\"}");
 	t.x.doubts = 1;
 	ck_assert(settle_uses_refresh_token(&t.x, t.p));
 	const struct store_result *r = answer(&t, OUTCOME_GRANT_DEAD, REASON_INVALID_GRANT);
@@ -374,6 +375,42 @@ START_TEST(missing_settings_wait_for_a_change)
 	ck_assert_int_eq(t.out.result.due_at, TIME_NEVER);
 	ck_assert_int_eq(t.out.result.health, HEALTH_MISSING_SETTINGS);
 	ck_assert_int_eq(t.out.result.state, CONN_AUTHORIZED);
+	stop(&t);
+}
+END_TEST
+
+START_TEST(without_a_required_setting_it_is_refreshed_and_not_callable)
+{
+	struct bench t;
+	start(&t, "rotation: strict, required_settings: [shop]");
+	t.x.state = CONN_AUTHORIZED;
+	t.x.health = HEALTH_MISSING_SETTINGS;
+	t.x.reason = REASON_MISSING_SETTINGS;
+	ck_ok(buf_puts(&t.g.access_token, "at"));
+	t.g.expires_at_us = sys_wall_us() + SECONDS(3600);
+	const struct store_result *r = answer(&t, OUTCOME_REFRESHED, REASON_NONE);
+	ck_assert(r->has_token && !r->touch && r->event == EVENT_NONE);
+	ck_assert_int_lt(r->due_at, r->expires_at);
+	r = answer(&t, OUTCOME_TRANSIENT, REASON_PROVIDER_ERROR);
+	ck_assert(r->state == CONN_AUTHORIZED && r->health == HEALTH_PENDING && r->event == EVENT_REFRESH_PENDING);
+	t.x.health = HEALTH_PENDING;
+	t.x.reason = REASON_PROVIDER_ERROR;
+	t.x.failures = 1;
+	r = answer(&t, OUTCOME_REFRESHED, REASON_NONE);
+	ck_assert(r->state == CONN_AUTHORIZED && r->health == HEALTH_MISSING_SETTINGS && r->event == EVENT_REFRESH_RECOVERED);
+	ck_assert(r->reason == REASON_MISSING_SETTINGS && r->failures == 0);
+	t.x.settings = json_tokener_parse("{\"shop\":\"s\"}");
+	r = answer(&t, OUTCOME_REFRESHED, REASON_NONE);
+	ck_assert(r->state == CONN_CALLABLE && r->health == HEALTH_OK && r->reason == REASON_NONE);
+	/* What cannot be opened says nothing of the settings. */
+	t.x.opened = false;
+	t.x.state = CONN_CALLABLE;
+	json_object_put(t.x.settings);
+	t.x.settings = NULL;
+	settle_record_fini(&t.out);
+	settle_record_init(&t.out);
+	ck_ok(settle_unsealable(&t.x, t.conf, t.p, sys_wall_us(), &t.out));
+	ck_assert_int_eq(t.out.result.state, CONN_CALLABLE);
 	stop(&t);
 }
 END_TEST
@@ -462,6 +499,7 @@ Suite *unit_suite(void)
 	unit_add(t, client_credentials_go_without_a_refresh_token);
 	unit_add(t, a_refused_refresh_token_leaves_the_password);
 	unit_add(t, missing_settings_wait_for_a_change);
+	unit_add(t, without_a_required_setting_it_is_refreshed_and_not_callable);
 	unit_add(t, a_field_that_an_answer_leaves_out_stays_captured);
 	unit_add(t, settings_are_wiped_with_the_facts);
 	unit_add(t, sealed_text_of_another_row_or_version_does_not_open);

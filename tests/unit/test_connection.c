@@ -11,7 +11,7 @@
 #include "model/connection.h"
 
 #define N_HEALTHS (HEALTH_REVOKED + 1)
-#define N_EVENTS (CE_ADDED + 1)
+#define N_EVENTS (CE_SETTINGS_FILLED + 1)
 
 START_TEST(words_parse_back)
 {
@@ -273,12 +273,47 @@ static const struct {
 	{DEAD, GONE, CE_ADDED, CONN_ADDED, HEALTH_OK, EVENT_UPDATED},
 	{CONN_AVAILABLE, HEALTH_OK, CE_IMPORTED, CALL, HEALTH_OK, EVENT_CALLABLE},
 	{CONN_AVAILABLE, HEALTH_NEEDS_AUTH, CE_DEAD, CONN_AVAILABLE, HEALTH_NEEDS_AUTH, EVENT_NONE},
+
+	{AUTH, MISS, CE_SETTINGS_FILLED, CALL, HEALTH_OK, EVENT_CALLABLE},
+	{AUTH, PEND, CE_SETTINGS_FILLED, CALL, PEND, EVENT_CALLABLE},
+	{CALL, HEALTH_OK, CE_SETTINGS_FILLED, CALL, HEALTH_OK, EVENT_NONE},
+	{CONN_ADDED, MISS, CE_SETTINGS_FILLED, CONN_ADDED, HEALTH_OK, EVENT_UPDATED},
+	{DEAD, NEEDS, CE_SETTINGS_FILLED, DEAD, NEEDS, EVENT_NONE},
+	{DEAD, GONE, CE_SETTINGS_FILLED, DEAD, GONE, EVENT_NONE},
+};
+
+/* The same where a required setting is missing afterwards. */
+static const struct lacking {
+	enum conn_state s;
+	enum conn_health h;
+	enum conn_event ev;
+	enum conn_state to_s;
+	enum conn_health to_h;
+	enum event_type tell;
+} lacking[] = {
+	{CONN_AVAILABLE, HEALTH_OK, CE_IMPORTED, AUTH, MISS, EVENT_UPDATED},
+	{CONN_AVAILABLE, HEALTH_OK, CE_ADDED, CONN_ADDED, HEALTH_OK, EVENT_NONE},
+	{CALL, HEALTH_OK, CE_IMPORTED, AUTH, MISS, EVENT_UPDATED},
+	{AUTH, MISS, CE_IMPORTED, AUTH, MISS, EVENT_NONE},
+	{AUTH, MISS, CE_REFRESHED, AUTH, MISS, EVENT_NONE},
+	{AUTH, MISS, CE_FAILED, AUTH, PEND, EVENT_REFRESH_PENDING},
+	{AUTH, PEND, CE_FAILED, AUTH, PEND, EVENT_NONE},
+	{AUTH, PEND, CE_REFRESHED, AUTH, MISS, EVENT_REFRESH_RECOVERED},
+	{AUTH, PEND, CE_IMPORTED, AUTH, MISS, EVENT_REFRESH_RECOVERED},
+	{AUTH, MISS, CE_DEAD, DEAD, NEEDS, EVENT_REFRESH_FAILED},
+	{DEAD, NEEDS, CE_IMPORTED, AUTH, MISS, EVENT_UPDATED},
+	{DEAD, NEEDS, CE_REFRESHED, AUTH, MISS, EVENT_REFRESH_RECOVERED},
+	{DEAD, GONE, CE_IMPORTED, AUTH, MISS, EVENT_UPDATED},
+	{DEAD, GONE, CE_REFRESHED, DEAD, GONE, EVENT_NONE},
+	{CONN_ADDED, HEALTH_OK, CE_REFRESHED, AUTH, MISS, EVENT_UPDATED},
+	{CONN_ADDED, HEALTH_OK, CE_FAILED, CONN_ADDED, PEND, EVENT_REFRESH_PENDING},
+	{CALL, HEALTH_OK, CE_SETTINGS_MISSING, AUTH, MISS, EVENT_UPDATED},
 };
 
 START_TEST(every_transition)
 {
 	size_t i = (size_t)_i;
-	struct conn_change to = connection_apply(transitions[i].s, transitions[i].h, transitions[i].ev);
+	struct conn_change to = connection_apply(transitions[i].s, transitions[i].h, transitions[i].ev, false);
 
 	ck_assert_int_eq(to.state, transitions[i].to_s);
 	ck_assert_int_eq(to.health, transitions[i].to_h);
@@ -286,20 +321,38 @@ START_TEST(every_transition)
 }
 END_TEST
 
+START_TEST(without_a_required_setting_it_is_never_callable)
+{
+	const struct lacking *x = &lacking[_i];
+	struct conn_change to = connection_apply(x->s, x->h, x->ev, true);
+
+	ck_assert_int_eq(to.state, x->to_s);
+	ck_assert_int_eq(to.health, x->to_h);
+	ck_assert_str_eq(event_type_word(to.event), event_type_word(x->tell));
+	for (int s = 0; s <= CONN_INVALID; s++) {
+		for (int h = 0; h < N_HEALTHS; h++) {
+			to = connection_apply((enum conn_state)s, (enum conn_health)h, x->ev, true);
+			ck_assert_int_ne(to.state, CALL);
+		}
+	}
+}
+END_TEST
+
 START_TEST(every_change_is_told_and_nothing_else)
 {
+	bool lacks = _i == 1;
 	for (int s = 0; s <= CONN_INVALID; s++) {
 		for (int h = 0; h < N_HEALTHS; h++) {
 			for (int e = 0; e < N_EVENTS; e++) {
 				struct conn_change to = connection_apply(
-					(enum conn_state)s, (enum conn_health)h, (enum conn_event)e);
+					(enum conn_state)s, (enum conn_health)h, (enum conn_event)e, lacks);
 				if ((int)to.health != h)
 					ck_assert_int_ne(to.event, EVENT_NONE);
 				else if ((int)to.state == s)
 					ck_assert_int_eq(to.event, EVENT_NONE);
 				/* The same event once more has nothing new to say. */
 				struct conn_change again =
-					connection_apply(to.state, to.health, (enum conn_event)e);
+					connection_apply(to.state, to.health, (enum conn_event)e, lacks);
 				ck_assert_int_eq(again.event, EVENT_NONE);
 				ck_assert_int_eq(again.state, to.state);
 				ck_assert_int_eq(again.health, to.health);
@@ -311,7 +364,7 @@ END_TEST
 
 START_TEST(a_whole_life)
 {
-	struct conn_change c = connection_apply(CONN_ADDED, HEALTH_OK, CE_IMPORTED);
+	struct conn_change c = connection_apply(CONN_ADDED, HEALTH_OK, CE_IMPORTED, false);
 	static const struct {
 		enum conn_event ev;
 		enum event_type tell;
@@ -335,7 +388,7 @@ START_TEST(a_whole_life)
 
 	ck_assert_int_eq(c.event, EVENT_CALLABLE);
 	for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
-		c = connection_apply(c.state, c.health, steps[i].ev);
+		c = connection_apply(c.state, c.health, steps[i].ev, false);
 		ck_assert_int_eq(c.event, steps[i].tell);
 	}
 	ck_assert_int_eq(c.health, HEALTH_REVOKED);
@@ -356,7 +409,8 @@ Suite *unit_suite(void)
 	unit_add(t, bad_keys_name_their_part);
 	unit_add(t, table_has_every_pair_once);
 	tcase_add_loop_test(t, every_transition, 0, (int)(sizeof(transitions) / sizeof(transitions[0])));
-	unit_add(t, every_change_is_told_and_nothing_else);
+	tcase_add_loop_test(t, without_a_required_setting_it_is_never_callable, 0, (int)(sizeof(lacking) / sizeof(lacking[0])));
+	tcase_add_loop_test(t, every_change_is_told_and_nothing_else, 0, 2);
 	unit_add(t, a_whole_life);
 	suite_add_tcase(s, t);
 	return s;

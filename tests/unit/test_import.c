@@ -266,6 +266,25 @@ START_TEST(what_is_not_oauth_is_never_due)
 }
 END_TEST
 
+START_TEST(required_settings_are_the_imports_or_stay)
+{
+	char shop[] = "shop", *names[] = { shop };
+	ck_ok(parse("{" KEY "," TOKENS "}"));
+	ck_assert(!import_lacks_settings(&im, &xero, NULL)); /* it requires none */
+	struct provider p = xero;
+	p.required_settings = (struct strlist){ .v = names, .n = 1 };
+	ck_ok(import_check(&im, &p, &problems));
+	ck_assert(import_lacks_settings(&im, &p, NULL));
+	ck_assert(import_lacks_settings(&im, &p, "{}"));
+	ck_assert(!import_lacks_settings(&im, &p, "{\"shop\":\"********\"}"));
+	ck_ok(parse("{" KEY "," TOKENS ",\"settings\":{\"shop\":\"\"}}"));
+	ck_assert(import_lacks_settings(&im, &p, "{\"shop\":\"s\"}"));
+	ck_ok(parse("{" KEY "," TOKENS ",\"settings\":{\"shop\":\"s\"}}"));
+	ck_assert(!import_lacks_settings(&im, &p, NULL));
+	ck_assert(!import_lacks_settings(&im, &keyed, NULL)); /* not of oauth2: import_check refuses it */
+}
+END_TEST
+
 START_TEST(odd_numbers_are_judged)
 {
 	static const char *const bad[] = { "-1", "1.5", "10000000001", "1e300", "true" };
@@ -282,12 +301,15 @@ END_TEST
 
 START_TEST(secret_settings_are_masked)
 {
-	static const char text[] = "{\"url\":\"https://a\",\"api_key\":\"sEcReT\",\"n\":null}";
+	static const char text[] = "{\"url\":\"https://a\",\"api_key\":\"sEcReT\",\"n\":null}", empty[] = "{\"api_key\":\"\"}";
 	struct buf out = BUF_INIT(4096);
 	ck_ok(import_mask_settings(text, strlen(text), &xero, &out));
 	ck_assert_str_eq(buf_str(&out), "{\"url\":\"https://a\",\"api_key\":\"********\",\"n\":null}");
 	ck_ok(import_mask_settings(text, strlen(text), &keyed, &out));
 	ck_assert_str_eq(buf_str(&out), "{\"url\":\"********\",\"api_key\":\"********\",\"n\":null}");
+	/* What is missing is seen as well behind the mask. */
+	ck_ok(import_mask_settings(empty, strlen(empty), &keyed, &out));
+	ck_assert_str_eq(buf_str(&out), empty);
 	ck_assert_int_eq(import_mask_settings("[]", 2, &xero, &out), ST_SYNTAX);
 	buf_fini(&out);
 }
@@ -370,6 +392,7 @@ Suite *unit_suite(void)
 	unit_add(t, missing_or_past_times_are_due_now);
 	unit_add(t, without_a_refresh_token_it_is_due_at_its_end);
 	unit_add(t, what_is_not_oauth_is_never_due);
+	unit_add(t, required_settings_are_the_imports_or_stay);
 	unit_add(t, odd_numbers_are_judged);
 	unit_add(t, secret_settings_are_masked);
 	unit_add(t, json_is_written_as_it_came);
