@@ -242,6 +242,8 @@ def judge_marked(case, v, row, good, brief, missing, count):
 		v.bad("I3", "lost although the provider has a grace window", brief)
 	elif not lost_with_cause(case, row["family"], missing):
 		v.bad("I3", "lost, and every answer had reached us", brief)
+	elif any(x["family"] == row["family"] for x in missing):
+		count["lost_in_window"] += 1
 
 
 def judge_expiry(case, v):
@@ -363,7 +365,8 @@ def judge(evidence):
 	for x in case.shrunk:
 		v.bad("I8", "a token version did not grow", x)
 	v.figures.update(presentations=len(case.ledger), rotated=sum(1 for x in case.ledger if x["rotated"]),
-		lost=v.figures["tokens"].get("lost", 0), again=len(missing))
+		lost=v.figures["tokens"].get("lost", 0),
+		lost_in_window=v.figures["tokens"].get("lost_in_window", 0), again=len(missing))
 	return v
 
 

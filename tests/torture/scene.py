@@ -238,8 +238,13 @@ class Fleet:
 		v, since = self.first, self.first.sql("SELECT now()")
 		if self.life_s >= 20:
 			self.load(1.0)
-		wait_until("everybody to be refreshed once more, or to be marked", lambda: v.count(CREDENTIAL +
-			" WHERE c.state = 'callable' AND (refreshed_at IS NULL OR refreshed_at < '%s' OR c.health <> 'ok')" % since) == 0, timeout_s)
+		late = CREDENTIAL + " WHERE c.state = 'callable' AND (refreshed_at IS NULL OR refreshed_at < '%s' OR c.health <> 'ok')" % since
+		try:
+			wait_until("everybody to be refreshed once more, or to be marked", lambda: v.count(late) == 0, timeout_s)
+		except TimeoutError as e:
+			raise TimeoutError("%s; %d are left: %s" % (e, v.count(late), rows_of(v, "SELECT c.connection_id, c.slot, c.health, k.refreshed_at, s.due_at,"
+				" s.attempt_id, s.lease_owner, s.lease_until, s.doubts, now() FROM %s LIMIT 3" % late.replace(" WHERE",
+				" JOIN refreshd.schedule s USING (slot, connection_id) WHERE")))) from e
 		wait_until("every event to be delivered", lambda: v.count("refreshd.delivery WHERE done_at IS NULL") == 0 and
 			v.count("refreshd.event WHERE fanned_out_at IS NULL") == 0, timeout_s)
 
