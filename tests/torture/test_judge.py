@@ -256,7 +256,7 @@ def crafted(tap, world):
 # ---------------------------------------------------------------- real daemons, broken
 
 def fleet_of(world, name, mutant, **more):
-	fleet = Fleet(world, name, "strict", program=scene.TORTURED, connections=60, **more)
+	fleet = Fleet(world, name, "strict", program=scene.TORTURED, connections=60, life_s=400, **more)
 	if mutant:
 		for v in fleet.vaults:
 			v.wrap = ["env", "REFRESHD_MUTANT=" + mutant]
@@ -267,6 +267,7 @@ def fleet_of(world, name, mutant, **more):
 def verdict_of(fleet, mutant):
 	"""A broken one need not come to rest: it is judged by what is there after a while."""
 	if mutant:
+		fleet.load(1.0)
 		pause(4)
 	else:
 		fleet.quiesce(30)
@@ -278,7 +279,9 @@ def verdict_of(fleet, mutant):
 def ordinary(world, name, mutant):
 	"""resend: nothing happens but refreshes."""
 	fleet = fleet_of(world, name, mutant)
-	pause(2)
+	pause(1)
+	fleet.load(1.0)
+	pause(1)
 	return verdict_of(fleet, mutant)
 
 
@@ -289,6 +292,7 @@ def held_database(world, name, mutant):
 		"BEGIN; SET application_name = 'holder'; LOCK TABLE refreshd.credential IN EXCLUSIVE MODE; SELECT pg_sleep(60)"],
 		env=clean_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 	sim = world.sim
+	fleet.load(1.0)
 	seen = sim.stats(fleet.realm)["rotated"]
 	wait_until("answers that cannot be written", lambda: sim.stats(fleet.realm)["rotated"] >= seen + 10, 20)
 	pause(1.5)
@@ -304,7 +308,7 @@ def held_database(world, name, mutant):
 
 def zombie(world, name, mutant):
 	"""fence_off: one of two is stopped with requests out, is taken for dead by the other, and comes back."""
-	fleet = fleet_of(world, name, mutant, daemons=2, delay_ms=1500, jitter_ms=500, life_s=24)
+	fleet = fleet_of(world, name, mutant, daemons=2, delay_ms=1500, jitter_ms=500)
 	v = fleet.first
 	wait_until("requests of both", lambda: all(x.metrics().get("refresh_in_flight") > 0 for x in fleet.vaults), 20)
 	stopped = fleet.stop(v)
