@@ -130,7 +130,7 @@ def evidence(sim, vaults, realm, mode, spans, now=None, lease_us=0, webhook=None
 		"shrunk": watched("SELECT connection_id AS id, was, became FROM watch.shrunk"),
 		"late": watched("SELECT connection_id AS id, %s AS expired_us, %s AS refreshed_us FROM watch.late" % (
 			us_of("expired_at"), us_of("refreshed_at"))),
-		"unfinished": [x for x in ([x for one in vaults for x in journal_of(one)[1]] if unfinished is None else unfinished) if x[0] in mine],
+		"unfinished": [x for one in vaults for x in journal_of(one)[1] if x[0] in mine],
 		"revoked": list(revoked), "now_us": now or now_us(), "lease_us": lease_us, "life_us": life_us,
 	}
 

@@ -11,6 +11,7 @@ in another, and a router between them that cuts by rules. Needs root. TORTURE=lo
 import os
 import subprocess
 import sys
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -118,6 +119,47 @@ LATENESS = """
 	GRANT INSERT ON ALL TABLES IN SCHEMA watch TO PUBLIC;"""
 
 
+class Whole:
+	"""All realms of a simulator, or all rows of a vault, as if they were one realm's: families are numbered through."""
+
+	def __init__(self, one, realms):
+		self.one, self.number = one, {realm: i * 100000 for i, realm in enumerate(realms)}
+
+	def __getattr__(self, name):
+		return getattr(self.one, name)
+
+	def ledger(self, _):
+		return [dict(x, family=self.number[x["realm"]] + x["family"]) for x in self.one.ledger() if x["realm"] in self.number]
+
+	def live(self, _):
+		return {n + family: facts for realm, n in self.number.items() for family, facts in self.one.live(realm).items()}
+
+	def rows(self, _):
+		rows = [dict(x, consumer="c%d" % (self.number[x["service"]] + int(x["consumer"][1:]))) for x in self.one.all_rows()]
+		return {x["consumer"]: x for x in rows}
+
+
+class Hiccups(threading.Thread):
+	"""Counts how often a process that wants next to nothing waits for 80 ms to be run: that is no fault of an event loop."""
+
+	def __init__(self):
+		super().__init__(daemon=True)
+		self.seen, self.over = 0, threading.Event()
+		self.start()
+
+	def run(self):
+		before = time.monotonic()
+		while not self.over.wait(0.01):
+			now = time.monotonic()
+			self.seen += now - before > 0.09
+			before = now
+
+	def end(self):
+		self.over.set()
+		self.join()
+		return self.seen
+
+
 class Town:
 	"""Three daemons on one database, fifty providers (realms p0 to p49 of one simulator, at an address each)."""
 
@@ -125,7 +167,7 @@ class Town:
 		"""names: provider number -> host name in its URL instead of its address."""
 		self.world, self.net, self.name, self.spans, self.vaults = world, net, name, [], []
 		self.realms = ["%s%d" % (name, i) for i in range(PROVIDERS)]
-		providers = {}
+		providers, began = {}, scene.now_us()
 		for i, realm in enumerate(self.realms):
 			world.sim.realm(realm, mode="strict", at_ttl=LIFE_S, auth="basic", client_secret=w.CLIENT_SECRET, delay_ms=200, jitter_ms=300)
 			host = (names or {}).get(i, provider_address(i))
@@ -138,6 +180,8 @@ class Town:
 		for v in self.vaults:
 			v.start()
 		wait_until("everybody to be refreshed once", lambda: self.vaults[0].count("refreshd.credential WHERE refreshes = 0") == 0, LIFE_S + 20)
+		span(self, "outage", began)  # nobody ran while they were minted
+		self.hiccups = Hiccups()
 
 	def daemon(self, i, providers):
 		first = self.vaults[0] if self.vaults else None
@@ -191,31 +235,23 @@ class Town:
 
 	def nothing_stalled(self, tap):
 		turns, slow = self.stalls()
-		tap.check("no turn of an event loop took 100 ms (%d turns)" % (turns - self.turns), slow == self.slow, slow - self.slow)
+		machine = self.hiccups.end()
+		tap.note("%d turns of event loops, %d of them longer than 100 ms; %d times the machine gave this test no turn for as long" % (
+			turns - self.turns, slow - self.slow, machine))
+		tap.check("no turn of an event loop took 100 ms, unless the whole machine did", slow - self.slow <= machine * len(self.vaults), slow - self.slow)
 
 	def judge(self, tap, fault, runs):
 		v = self.vaults[0]
 		since = v.sql("SELECT now()")
+		# After a long cut a connection's own backoff is minutes.
 		wait_until("everybody to be refreshed once more, or to be marked", lambda: v.count(scene.CREDENTIAL + " WHERE c.state = 'callable' AND"
-			" (refreshed_at IS NULL OR refreshed_at < '%s' OR c.health <> 'ok')" % since) == 0, 90)
-		wait_until("quiet", lambda: all(x.quiet() for x in self.vaults), 60)
+			" (refreshed_at IS NULL OR refreshed_at < '%s' OR c.health <> 'ok')" % since) == 0, 1200 if LONG else 120)
 		now = scene.now_us()
 		tap.equal("they stop with 0", [x.stop() for x in self.vaults], [0] * len(self.vaults))
-		unfinished = [x for one in self.vaults for x in scene.journal_of(one)[1]]
-		found = {}
-		counts = {"presentations": 0, "good": 0, "lost": 0}
-		for realm in self.realms:
-			e = scene.evidence(self.world.sim, self.vaults, realm, "strict", self.spans, now, 60 * 10**6, unfinished=unfinished)
-			e["window_limit_us"] = 3 * 10**6
-			verdict = j.judge(e)
-			counts["presentations"] += len(e["ledger"])
-			for key in ("good", "lost"):
-				counts[key] += verdict.figures.get("tokens", {}).get(key, 0)
-			for x in verdict.violations:
-				found.setdefault(x.invariant, []).append((realm, x.what, x.about))
-		for name, words in scene.INVARIANTS.items():
-			tap.check("%s: %s" % (name, words), name not in found, found.get(name, [])[:3])
-		tap.note("torture: %s, strict, %d runs, seed %d: %s" % (fault, runs, SEED, counts))
+		e = scene.evidence(Whole(self.world.sim, self.realms), [Whole(self.vaults[0], self.realms)] + self.vaults[1:], self.name, "strict", self.spans,
+			now, 60 * 10**6)
+		e["window_limit_us"] = 3 * 10**6
+		scene.report(j.judge(e), tap, fault, "strict", runs, scene.again_after(e))
 		self.world.vaults = [x for x in self.world.vaults if x not in self.vaults]
 
 
