@@ -259,6 +259,22 @@ void pgargs_time(struct pgargs *a, int64_t wall_us)
 	put64(add_value(a, PGT_TIME, 8), (uint64_t)v);
 }
 
+void pgargs_time_or_null(struct pgargs *a, int64_t wall_us)
+{
+	if (wall_us == 0)
+		pgargs_null(a, PGT_TIME);
+	else
+		pgargs_time(a, wall_us);
+}
+
+void pgargs_buf(struct pgargs *a, const struct buf *b)
+{
+	if (b == NULL || b->len == 0)
+		pgargs_null(a, PGT_BYTES);
+	else
+		pgargs_bytes(a, b->data, b->len);
+}
+
 void pgargs_jsonb(struct pgargs *a, const char *json)
 {
 	if (json == NULL) {
@@ -446,4 +462,20 @@ int64_t pgresult_time(const struct pgresult *r, int row, int col)
 	if (__builtin_add_overflow(v, PG_EPOCH_US, &wall_us))
 		return INT64_MAX - 1; /* the last 30 years that the server knows and we cannot count */
 	return wall_us;
+}
+
+int64_t pgresult_time_or_0(const struct pgresult *r, int row, int col)
+{
+	return pgresult_null(r, row, col) ? 0 : pgresult_time(r, row, col);
+}
+
+const char *pgresult_text_or_null(const struct pgresult *r, int row, int col)
+{
+	return pgresult_null(r, row, col) ? NULL : pgresult_text(r, row, col, NULL);
+}
+
+const void *pgresult_bytes_or_null(const struct pgresult *r, int row, int col, size_t *n)
+{
+	*n = 0;
+	return pgresult_null(r, row, col) ? NULL : pgresult_bytes(r, row, col, n);
 }

@@ -38,11 +38,24 @@ void pgargs_bytes(struct pgargs *a, const void *p, size_t n); /* p NULL: SQL nul
 void pgargs_uuid(struct pgargs *a, const uint8_t v[16]);
 void pgargs_time(struct pgargs *a, int64_t wall_us); /* INT64_MAX: infinity */
 void pgargs_jsonb(struct pgargs *a, const char *json);
+void pgargs_time_or_null(struct pgargs *a, int64_t wall_us); /* 0: SQL null */
+void pgargs_buf(struct pgargs *a, const struct buf *b);	     /* NULL or empty: SQL null */
 
 /* One-dimensional arrays: begin, then exactly one item call per element (null included), then end. */
 void pgargs_array(struct pgargs *a, enum pgtype t);
 void pgargs_array_end(struct pgargs *a);
 /* Inside an array the plain calls above add an element of the array's type. */
+
+/* A column of the `n_` elements of `v_` as an array: the rest runs for each of them, as `x`, and adds one item. */
+#define PGARGS_COLUMN(a_, type_, v_, n_, ...)                \
+	do {                                                 \
+		pgargs_array((a_), (type_));                 \
+		for (size_t i_ = 0; i_ < (n_); i_++) {       \
+			__typeof__(&(v_)[0]) x = &(v_)[i_];  \
+			__VA_ARGS__;                         \
+		}                                            \
+		pgargs_array_end(a_);                        \
+	} while (0)
 
 unsigned pgargs_count(const struct pgargs *a);
 /* For io/: the vectors that libpq wants; valid until the next change. Types are real type oids. */
@@ -61,5 +74,9 @@ const char *pgresult_text(const struct pgresult *r, int row, int col, size_t *n)
 const void *pgresult_bytes(const struct pgresult *r, int row, int col, size_t *n);
 const uint8_t *pgresult_uuid(const struct pgresult *r, int row, int col);
 int64_t pgresult_time(const struct pgresult *r, int row, int col); /* infinity: INT64_MAX, -infinity: INT64_MIN */
+/* The same where NULL is possible: 0, NULL, and NULL with *n 0. */
+int64_t pgresult_time_or_0(const struct pgresult *r, int row, int col);
+const char *pgresult_text_or_null(const struct pgresult *r, int row, int col);
+const void *pgresult_bytes_or_null(const struct pgresult *r, int row, int col, size_t *n);
 
 #endif

@@ -9,6 +9,7 @@
 
 #include "base/mem.h"
 #include "base/sys.h"
+#include "service/store_call.h"
 
 /* ---------------------------------------------------------------- statements */
 
@@ -72,42 +73,19 @@ static void on_merged(void *arg, const struct pgtx_result *r)
 
 static int send_one(struct store *s, const struct pgstmt *stmt, struct pgargs *a, store_persist_fn *fn, void *arg)
 {
-	struct merge_call *call = mem_alloc(sizeof *call);
-	struct pgtx *t = pgtx_new();
-	*call = (struct merge_call){ .fn = fn, .arg = arg };
-	pgtx_add(t, stmt, a);
-	int e = store_send(s, t, 10 * US_PER_S, on_merged, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
-}
-
-static void add_time(struct pgargs *a, int64_t t)
-{
-	if (t == 0)
-		pgargs_null(a, PGT_TIME);
-	else
-		pgargs_time(a, t);
-}
-
-static void add_buf(struct pgargs *a, const struct buf *b)
-{
-	if (b == NULL || b->len == 0)
-		pgargs_null(a, PGT_BYTES);
-	else
-		pgargs_bytes(a, b->data, b->len);
+	return store_send_stmt(s, stmt, a, 10 * US_PER_S, on_merged, STORE_CALL(merge_call, .fn = fn, .arg = arg));
 }
 
 static void add_credential(struct pgargs *a, const struct store_result *x)
 {
-	add_buf(a, x->access_token);
-	add_buf(a, x->refresh_token);
-	add_buf(a, x->previous_refresh_token);
-	add_buf(a, x->captured);
-	add_time(a, x->issued_at);
-	add_time(a, x->expires_at);
-	add_time(a, x->refresh_issued_at);
-	add_time(a, x->refresh_expires_at);
+	pgargs_buf(a, x->access_token);
+	pgargs_buf(a, x->refresh_token);
+	pgargs_buf(a, x->previous_refresh_token);
+	pgargs_buf(a, x->captured);
+	pgargs_time_or_null(a, x->issued_at);
+	pgargs_time_or_null(a, x->expires_at);
+	pgargs_time_or_null(a, x->refresh_issued_at);
+	pgargs_time_or_null(a, x->refresh_expires_at);
 	pgargs_text(a, x->token_type);
 	pgargs_text(a, x->scope);
 }
@@ -119,10 +97,10 @@ static void add_connection(struct pgargs *a, const struct store_result *x)
 	pgargs_text(a, conn_health_word(x->health));
 	pgargs_text(a, reason_word(x->reason));
 	pgargs_i32(a, x->failures);
-	add_time(a, x->first_failed_at);
-	add_time(a, x->last_failed_at);
-	add_time(a, x->updated_at);
-	add_time(a, x->seen_at);
+	pgargs_time_or_null(a, x->first_failed_at);
+	pgargs_time_or_null(a, x->last_failed_at);
+	pgargs_time_or_null(a, x->updated_at);
+	pgargs_time_or_null(a, x->seen_at);
 	if (x->event == EVENT_NONE)
 		pgargs_null(a, PGT_UUID);
 	else
@@ -135,9 +113,7 @@ static void add_connection(struct pgargs *a, const struct store_result *x)
 
 static struct pgargs *orphan_args(const uint8_t id[16], int64_t orphan)
 {
-	struct pgargs *a = pgargs_new();
-	pgargs_i16(a, conn_slot_of(id));
-	pgargs_uuid(a, id);
+	struct pgargs *a = store_args_of(id);
 	pgargs_i64(a, orphan);
 	return a;
 }

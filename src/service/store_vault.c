@@ -43,53 +43,9 @@ static const struct pgstmt SQL_LOG = {
 
 /* ---------------------------------------------------------------- helpers */
 
-int vault_code_of(const struct pgtx_result *r)
-{
-	switch (r->class) {
-	case PG_CLASS_OK:
-		return 0;
-	case PG_CLASS_RETRY:
-		return ST_AGAIN;
-	case PG_CLASS_BUG:
-		return ST_INVALID;
-	case PG_CLASS_CONNECTION:
-	case PG_CLASS_RESOURCES:
-	case PG_CLASS_READ_ONLY:
-	case PG_CLASS_UNKNOWN:
-		return ST_UNAVAILABLE;
-	}
-	return ST_UNAVAILABLE;
-}
-
-static int64_t time_of(const struct pgresult *r, int row, int col)
-{
-	return pgresult_null(r, row, col) ? 0 : pgresult_time(r, row, col);
-}
-
-static const char *text_of(const struct pgresult *r, int row, int col)
-{
-	return pgresult_null(r, row, col) ? NULL : pgresult_text(r, row, col, NULL);
-}
-
-static const void *bytes_of(const struct pgresult *r, int row, int col, size_t *n)
-{
-	*n = 0;
-	return pgresult_null(r, row, col) ? NULL : pgresult_bytes(r, row, col, n);
-}
-
 void vault_by_index(struct pgtx *t)
 {
 	pgtx_add(t, &SQL_BY_INDEX, pgargs_new());
-}
-
-static int send_one(struct store *s, const struct pgstmt *stmt, struct pgargs *a, pgtx_fn *fn, void *call)
-{
-	struct pgtx *t = pgtx_new();
-	pgtx_add(t, stmt, a);
-	int e = store_send(s, t, READ_WAIT_US, fn, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
 }
 
 /* ---------------------------------------------------------------- keys */
@@ -103,7 +59,7 @@ static void on_key(void *arg, const struct pgtx_result *r)
 {
 	struct key_call call = *(struct key_call *)arg;
 	mem_free(arg);
-	int code = vault_code_of(r);
+	int code = store_code_of(r);
 	if (code != 0 || pgresult_rows(&r->results[0]) == 0) {
 		call.fn(call.arg, code, NULL);
 		return;
@@ -118,11 +74,9 @@ static void on_key(void *arg, const struct pgtx_result *r)
 
 int store_key_of(struct store *s, const uint8_t sha256[32], store_key_fn *fn, void *arg)
 {
-	struct key_call *call = mem_alloc(sizeof *call);
-	*call = (struct key_call){ .fn = fn, .arg = arg };
 	struct pgargs *a = pgargs_new();
 	pgargs_bytes(a, sha256, 32);
-	return send_one(s, &SQL_KEY, a, on_key, call);
+	return store_send_stmt(s, &SQL_KEY, a, READ_WAIT_US, on_key, STORE_CALL(key_call, .fn = fn, .arg = arg));
 }
 
 /* ---------------------------------------------------------------- connections */
@@ -144,32 +98,32 @@ static void unpack(const struct pgresult *r, int i, struct store_connection *c)
 		.reason = pgresult_text(r, i, C_REASON, NULL),
 		.enabled = pgresult_bool(r, i, C_ENABLED),
 		.failures = (int)pgresult_int(r, i, C_FAILURES),
-		.last_failed_at = time_of(r, i, C_LAST_FAILED),
-		.created_at = time_of(r, i, C_CREATED),
-		.updated_at = time_of(r, i, C_UPDATED),
+		.last_failed_at = pgresult_time_or_0(r, i, C_LAST_FAILED),
+		.created_at = pgresult_time_or_0(r, i, C_CREATED),
+		.updated_at = pgresult_time_or_0(r, i, C_UPDATED),
 		.metadata = pgresult_text(r, i, C_METADATA, NULL),
 		.settings_public = pgresult_text(r, i, C_SETTINGS_PUBLIC, NULL),
 		.token_version = pgresult_int(r, i, C_VERSION),
-		.issued_at = time_of(r, i, C_ISSUED),
-		.expires_at = time_of(r, i, C_EXPIRES),
-		.refresh_issued_at = time_of(r, i, C_R_ISSUED),
-		.refresh_expires_at = time_of(r, i, C_R_EXPIRES),
+		.issued_at = pgresult_time_or_0(r, i, C_ISSUED),
+		.expires_at = pgresult_time_or_0(r, i, C_EXPIRES),
+		.refresh_issued_at = pgresult_time_or_0(r, i, C_R_ISSUED),
+		.refresh_expires_at = pgresult_time_or_0(r, i, C_R_EXPIRES),
 		.has_refresh_token = pgresult_bool(r, i, C_HAS_REFRESH),
-		.token_type = text_of(r, i, C_TOKEN_TYPE),
+		.token_type = pgresult_text_or_null(r, i, C_TOKEN_TYPE),
 		.attempt_id = pgresult_int(r, i, C_ATTEMPT),
 		.due_at = pgresult_time(r, i, C_DUE),
 		.leased = pgresult_bool(r, i, C_LEASED),
 	};
 	memcpy(c->id, pgresult_uuid(r, i, C_ID), 16);
-	c->settings = bytes_of(r, i, C_SETTINGS, &c->settings_len);
-	c->access_token = bytes_of(r, i, C_ACCESS, &c->access_token_len);
+	c->settings = pgresult_bytes_or_null(r, i, C_SETTINGS, &c->settings_len);
+	c->access_token = pgresult_bytes_or_null(r, i, C_ACCESS, &c->access_token_len);
 }
 
 void vault_on_rows(void *arg, const struct pgtx_result *r)
 {
 	struct vault_rows_call call = *(struct vault_rows_call *)arg;
 	mem_free(arg);
-	int code = vault_code_of(r);
+	int code = store_code_of(r);
 	if (code != 0) {
 		call.fn(call.arg, code, NULL, 0);
 		return;
@@ -185,41 +139,24 @@ void vault_on_rows(void *arg, const struct pgtx_result *r)
 
 static int send_rows(struct store *s, const struct pgstmt *stmt, struct pgargs *a, store_connections_fn *fn, void *arg)
 {
-	struct vault_rows_call *call = mem_alloc(sizeof *call);
-	*call = (struct vault_rows_call){ .fn = fn, .arg = arg };
-	return send_one(s, stmt, a, vault_on_rows, call);
+	return store_send_stmt(s, stmt, a, READ_WAIT_US, vault_on_rows, STORE_CALL(vault_rows_call, .fn = fn, .arg = arg));
 }
 
 struct pgargs *vault_ids_args(const struct store_conn_id *v, size_t n, bool sealed)
 {
 	struct pgargs *a = pgargs_new();
 	pgargs_bool(a, sealed);
-	pgargs_array(a, PGT_I16);
-	for (size_t i = 0; i < n; i++)
-		pgargs_i16(a, conn_slot_of(v[i].id));
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_UUID);
-	for (size_t i = 0; i < n; i++)
-		pgargs_uuid(a, v[i].id);
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_TEXT);
-	for (size_t i = 0; i < n; i++)
-		pgargs_text(a, v[i].application_id);
-	pgargs_array_end(a);
+	store_add_keys(a, v[0].id, sizeof *v, n);
+	PGARGS_COLUMN(a, PGT_TEXT, v, n, pgargs_text(a, x->application_id));
 	return a;
 }
 
 int store_connections(struct store *s, const struct store_conn_id *v, size_t n, bool sealed, store_connections_fn *fn, void *arg)
 {
-	struct vault_rows_call *call = mem_alloc(sizeof *call);
 	struct pgtx *t = pgtx_new();
-	*call = (struct vault_rows_call){ .fn = fn, .arg = arg };
 	vault_by_index(t);
 	pgtx_add(t, &vault_connections_of, vault_ids_args(v, n, sealed));
-	int e = store_send(s, t, READ_WAIT_US, vault_on_rows, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
+	return store_send_call(s, t, READ_WAIT_US, vault_on_rows, STORE_CALL(vault_rows_call, .fn = fn, .arg = arg));
 }
 
 int store_connections_list(struct store *s, const struct store_conn_list *w, store_connections_fn *fn, void *arg)
@@ -247,7 +184,7 @@ static void on_consumers(void *arg, const struct pgtx_result *r)
 {
 	struct consumers_call call = *(struct consumers_call *)arg;
 	mem_free(arg);
-	int code = vault_code_of(r);
+	int code = store_code_of(r);
 	if (code != 0) {
 		call.fn(call.arg, code, NULL, 0);
 		return;
@@ -268,13 +205,11 @@ static void on_consumers(void *arg, const struct pgtx_result *r)
 
 int store_consumers(struct store *s, const char *application_id, const char *after, unsigned limit, store_consumers_fn *fn, void *arg)
 {
-	struct consumers_call *call = mem_alloc(sizeof *call);
-	*call = (struct consumers_call){ .fn = fn, .arg = arg };
 	struct pgargs *a = pgargs_new();
 	pgargs_text(a, application_id);
 	pgargs_text(a, after);
 	pgargs_i64(a, limit);
-	return send_one(s, &SQL_CONSUMERS, a, on_consumers, call);
+	return store_send_stmt(s, &SQL_CONSUMERS, a, READ_WAIT_US, on_consumers, STORE_CALL(consumers_call, .fn = fn, .arg = arg));
 }
 
 /* ---------------------------------------------------------------- what happened */
@@ -288,7 +223,7 @@ static void on_log(void *arg, const struct pgtx_result *r)
 {
 	struct log_call call = *(struct log_call *)arg;
 	mem_free(arg);
-	int code = vault_code_of(r);
+	int code = store_code_of(r);
 	if (code != 0) {
 		call.fn(call.arg, code, NULL, 0);
 		return;
@@ -301,7 +236,7 @@ static void on_log(void *arg, const struct pgtx_result *r)
 			.event_type = pgresult_text(rows, i, 1, NULL),
 			.entity_type = pgresult_text(rows, i, 2, NULL),
 			.entity = pgresult_text(rows, i, 3, NULL),
-			.reason = text_of(rows, i, 4),
+			.reason = pgresult_text_or_null(rows, i, 4),
 			.failures = (int)pgresult_int(rows, i, 5),
 			.occurred_at = pgresult_time(rows, i, 6),
 		};
@@ -313,13 +248,11 @@ static void on_log(void *arg, const struct pgtx_result *r)
 
 int store_log(struct store *s, const struct store_log *w, store_log_fn *fn, void *arg)
 {
-	struct log_call *call = mem_alloc(sizeof *call);
-	*call = (struct log_call){ .fn = fn, .arg = arg };
 	struct pgargs *a = pgargs_new();
 	pgargs_text(a, w->application_id);
 	pgargs_text(a, w->entity_id);
 	pgargs_time(a, w->before);
 	pgargs_uuid(a, w->before_id);
 	pgargs_i64(a, w->limit);
-	return send_one(s, &SQL_LOG, a, on_log, call);
+	return store_send_stmt(s, &SQL_LOG, a, READ_WAIT_US, on_log, STORE_CALL(log_call, .fn = fn, .arg = arg));
 }

@@ -13,7 +13,7 @@
 
 #include "model/connection.h"
 #include "model/import.h"
-#include "service/store.h"
+#include "service/store_call.h"
 
 /* In every callback `code` is 0; ST_AGAIN: the server asked for the same again; ST_UNAVAILABLE: the database is away, or it is not
  * known whether it was done; ST_INVALID: the statement itself was refused, a bug of ours. Rows are borrowed for the callback. */
@@ -175,7 +175,6 @@ struct vault_rows_call {
 	void *arg;
 };
 void vault_on_rows(void *arg, const struct pgtx_result *r); /* of the last statement; frees its vault_rows_call */
-int vault_code_of(const struct pgtx_result *r);
 struct pgargs *vault_ids_args(const struct store_conn_id *v, size_t n, bool sealed);
 extern const struct pgstmt vault_connections_of;
 

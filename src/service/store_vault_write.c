@@ -115,22 +115,6 @@ static const struct pgstmt SQL_DUE_NOW = {
 
 /* ---------------------------------------------------------------- helpers */
 
-static void add_time(struct pgargs *a, int64_t t)
-{
-	if (t == 0)
-		pgargs_null(a, PGT_TIME);
-	else
-		pgargs_time(a, t);
-}
-
-static void add_sealed(struct pgargs *a, const struct buf *b)
-{
-	if (b == NULL || b->len == 0)
-		pgargs_null(a, PGT_BYTES);
-	else
-		pgargs_bytes(a, b->data, b->len);
-}
-
 static void add_event_id(struct pgargs *a, enum event_type event)
 {
 	uint8_t id[16];
@@ -148,25 +132,12 @@ static void add_event_type(struct pgargs *a, enum event_type event)
 }
 
 /* One array parameter: the rest runs for each row, as `x`. */
-#define COLUMN(type_, ...)                           \
-	do {                                         \
-		pgargs_array(a, (type_));            \
-		for (size_t i = 0; i < n; i++) {     \
-			__typeof__(&v[0]) x = &v[i]; \
-			__VA_ARGS__;                 \
-		}                                    \
-		pgargs_array_end(a);                 \
-	} while (0)
+#define COLUMN(type_, ...) PGARGS_COLUMN(a, type_, v, n, __VA_ARGS__)
 
 /* Its last statement gives the rows. */
 static int send_rows(struct store *s, struct pgtx *t, store_connections_fn *fn, void *arg)
 {
-	struct vault_rows_call *call = mem_alloc(sizeof *call);
-	*call = (struct vault_rows_call){ .fn = fn, .arg = arg };
-	int e = store_send(s, t, WRITE_WAIT_US, vault_on_rows, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
+	return store_send_call(s, t, WRITE_WAIT_US, vault_on_rows, STORE_CALL(vault_rows_call, .fn = fn, .arg = arg));
 }
 
 struct count_call {
@@ -178,26 +149,20 @@ static void on_count(void *arg, const struct pgtx_result *r)
 {
 	struct count_call call = *(struct count_call *)arg;
 	mem_free(arg);
-	int code = vault_code_of(r);
+	int code = store_code_of(r);
 	call.fn(call.arg, code, code == 0 ? pgresult_affected(&r->results[r->n - 1]) : 0);
 }
 
 static int send_count(struct store *s, struct pgtx *t, store_count_fn *fn, void *arg)
 {
-	struct count_call *call = mem_alloc(sizeof *call);
-	*call = (struct count_call){ .fn = fn, .arg = arg };
-	int e = store_send(s, t, WRITE_WAIT_US, on_count, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
+	return store_send_call(s, t, WRITE_WAIT_US, on_count, STORE_CALL(count_call, .fn = fn, .arg = arg));
 }
 
 /* ---------------------------------------------------------------- import */
 
 static void add_key_columns(struct pgargs *a, const struct store_upsert *v, size_t n)
 {
-	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
-	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	store_add_keys(a, v[0].id, sizeof *v, n);
 	COLUMN(PGT_TEXT, pgargs_text(a, x->key.application_id));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->key.consumer_id));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->key.unified_api));
@@ -211,18 +176,18 @@ static struct pgargs *upsert_args(const struct store_upsert *v, size_t n, int64_
 	add_key_columns(a, v, n);
 	COLUMN(PGT_I64, pgargs_i64(a, x->token_version));
 	COLUMN(PGT_TIME, pgargs_time(a, x->times->due_at));
-	COLUMN(PGT_TIME, add_time(a, x->times->issued_at));
-	COLUMN(PGT_TIME, add_time(a, x->times->expires_at));
-	COLUMN(PGT_TIME, add_time(a, x->times->refresh_issued_at));
-	COLUMN(PGT_TIME, add_time(a, x->times->refresh_expires_at));
-	COLUMN(PGT_BYTES, add_sealed(a, x->access_token));
-	COLUMN(PGT_BYTES, add_sealed(a, x->refresh_token));
-	COLUMN(PGT_BYTES, add_sealed(a, x->settings));
+	COLUMN(PGT_TIME, pgargs_time_or_null(a, x->times->issued_at));
+	COLUMN(PGT_TIME, pgargs_time_or_null(a, x->times->expires_at));
+	COLUMN(PGT_TIME, pgargs_time_or_null(a, x->times->refresh_issued_at));
+	COLUMN(PGT_TIME, pgargs_time_or_null(a, x->times->refresh_expires_at));
+	COLUMN(PGT_BYTES, pgargs_buf(a, x->access_token));
+	COLUMN(PGT_BYTES, pgargs_buf(a, x->refresh_token));
+	COLUMN(PGT_BYTES, pgargs_buf(a, x->settings));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->settings_public));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->metadata));
 	COLUMN(PGT_TEXT, pgargs_text(a, conn_state_word(x->state)));
 	COLUMN(PGT_TEXT, pgargs_text(a, conn_health_word(x->health)));
-	COLUMN(PGT_TIME, add_time(a, x->seen_at));
+	COLUMN(PGT_TIME, pgargs_time_or_null(a, x->seen_at));
 	COLUMN(PGT_TEXT, add_event_type(a, x->event));
 	COLUMN(PGT_UUID, add_event_id(a, x->event));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->entity_id));
@@ -241,7 +206,7 @@ static void on_written(void *arg, const struct pgtx_result *r)
 {
 	struct written_call call = *(struct written_call *)arg;
 	mem_free(arg);
-	int code = vault_code_of(r);
+	int code = store_code_of(r);
 	if (code != 0) {
 		call.fn(call.arg, code, NULL, 0);
 		return;
@@ -261,12 +226,7 @@ static void on_written(void *arg, const struct pgtx_result *r)
 
 static int send_written(struct store *s, struct pgtx *t, store_written_fn *fn, void *arg)
 {
-	struct written_call *call = mem_alloc(sizeof *call);
-	*call = (struct written_call){ .fn = fn, .arg = arg };
-	int e = store_send(s, t, WRITE_WAIT_US, on_written, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
+	return store_send_call(s, t, WRITE_WAIT_US, on_written, STORE_CALL(written_call, .fn = fn, .arg = arg));
 }
 
 int store_create(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg)
@@ -280,8 +240,7 @@ int store_renew(struct store *s, const struct store_upsert *v, size_t n, int64_t
 {
 	struct pgtx *t = pgtx_new();
 	struct pgargs *a = pgargs_new();
-	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
-	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	store_add_keys(a, v[0].id, sizeof *v, n);
 	vault_by_index(t);
 	pgtx_add(t, &SQL_LOCK, a);
 	pgtx_add(t, &SQL_RENEW, upsert_args(v, n, now, wanted));
@@ -293,12 +252,7 @@ int store_renew(struct store *s, const struct store_upsert *v, size_t n, int64_t
 static struct pgargs *lock_one(const uint8_t id[16])
 {
 	struct pgargs *a = pgargs_new();
-	pgargs_array(a, PGT_I16);
-	pgargs_i16(a, conn_slot_of(id));
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_UUID);
-	pgargs_uuid(a, id);
-	pgargs_array_end(a);
+	store_add_keys(a, id, 16, 1);
 	return a;
 }
 
@@ -319,10 +273,10 @@ int store_change(struct store *s, const struct store_change *c, store_connection
 	pgargs_text(a, conn_state_word(c->state));
 	pgargs_text(a, conn_health_word(c->health));
 	pgargs_text(a, reason_word(c->reason));
-	add_sealed(a, c->settings);
+	pgargs_buf(a, c->settings);
 	pgargs_jsonb(a, c->settings_public);
 	pgargs_jsonb(a, c->metadata);
-	add_time(a, c->due_at);
+	pgargs_time_or_null(a, c->due_at);
 	add_event_id(a, c->event);
 	add_event_type(a, c->event);
 	pgargs_text(a, c->entity_id);
@@ -336,13 +290,11 @@ int store_forget(struct store *s, const struct store_forget *v, size_t n, int64_
 {
 	struct pgtx *t = pgtx_new();
 	struct pgargs *a = pgargs_new();
-	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
-	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	store_add_keys(a, v[0].id, sizeof *v, n);
 	vault_by_index(t);
 	pgtx_add(t, &SQL_LOCK, a);
 	a = pgargs_new();
-	COLUMN(PGT_I16, pgargs_i16(a, conn_slot_of(x->id)));
-	COLUMN(PGT_UUID, pgargs_uuid(a, x->id));
+	store_add_keys(a, v[0].id, sizeof *v, n);
 	COLUMN(PGT_TEXT, pgargs_text(a, x->application_id));
 	pgargs_array(a, PGT_UUID);
 	for (size_t i = 0; i < n; i++)

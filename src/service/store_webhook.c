@@ -12,6 +12,7 @@
 
 #include "base/mem.h"
 #include "base/sys.h"
+#include "service/store_call.h"
 #include "service/store_refresh.h" /* TIME_NEVER */
 #include "service/store_webhook_endpoint.h"
 
@@ -144,17 +145,15 @@ static const struct pgstmt SQL_BACKLOG = {
 
 #define WAIT_US (10 * US_PER_S)
 
+/* Trying again later is all that a caller here can do. */
 static int code_of(const struct pgtx_result *r)
 {
-	switch (r->class) {
-	case PG_CLASS_OK:
-		return 0;
-	case PG_CLASS_BUG:
-		return ST_INVALID;
-	default:
-		return ST_UNAVAILABLE;
-	}
+	int code = store_code_of(r);
+	return code == ST_AGAIN ? ST_UNAVAILABLE : code;
 }
+
+/* One array parameter: the rest runs for each row, as `x`. */
+#define COLUMN(type_, ...) PGARGS_COLUMN(a, type_, v, n, __VA_ARGS__)
 
 static void add_known_types(struct pgargs *a)
 {
@@ -184,14 +183,7 @@ static void on_outbox(void *arg, const struct pgtx_result *r)
 
 static int send_outbox(struct store *s, const struct pgstmt *stmt, struct pgargs *a, store_outbox_fn *fn, void *arg)
 {
-	struct outbox_call *call = mem_alloc(sizeof *call);
-	*call = (struct outbox_call){ .fn = fn, .arg = arg };
-	struct pgtx *t = pgtx_new();
-	pgtx_add(t, stmt, a);
-	int e = store_send(s, t, WAIT_US, on_outbox, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
+	return store_send_stmt(s, stmt, a, WAIT_US, on_outbox, STORE_CALL(outbox_call, .fn = fn, .arg = arg));
 }
 
 /* ---------------------------------------------------------------- fan-out */
@@ -242,7 +234,7 @@ static void unpack_delivery(const struct pgresult *r, int i, struct store_delive
 	d->entity = pgresult_text(r, i, C_ENTITY, NULL);
 	d->entity_id = pgresult_text(r, i, C_ENTITY_ID, NULL);
 	d->entity_type = pgresult_text(r, i, C_ENTITY_TYPE, NULL);
-	d->reason = pgresult_null(r, i, C_REASON) ? NULL : pgresult_text(r, i, C_REASON, NULL);
+	d->reason = pgresult_text_or_null(r, i, C_REASON);
 	d->failures = pgresult_int(r, i, C_FAILURES);
 	d->occurred_at = pgresult_time(r, i, C_OCCURRED);
 }
@@ -267,18 +259,9 @@ static void on_deliveries(void *arg, const struct pgtx_result *r)
 static struct pgargs *room_args(const struct store_room *v, size_t n)
 {
 	struct pgargs *a = pgargs_new();
-	pgargs_array(a, PGT_TEXT);
-	for (size_t i = 0; i < n; i++)
-		pgargs_text(a, v[i].endpoint_id);
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_I32);
-	for (size_t i = 0; i < n; i++)
-		pgargs_i32(a, (int32_t)v[i].room);
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_BOOL);
-	for (size_t i = 0; i < n; i++)
-		pgargs_bool(a, v[i].ailing);
-	pgargs_array_end(a);
+	COLUMN(PGT_TEXT, pgargs_text(a, x->endpoint_id));
+	COLUMN(PGT_I32, pgargs_i32(a, (int32_t)x->room));
+	COLUMN(PGT_BOOL, pgargs_bool(a, x->ailing));
 	add_known_types(a);
 	return a;
 }
@@ -286,8 +269,6 @@ static struct pgargs *room_args(const struct store_room *v, size_t n)
 int store_claim_deliveries(struct store *s, const struct store_room *v, size_t n, unsigned limit, unsigned ailing_limit,
 	int64_t lease_us, store_deliveries_fn *fn, void *arg)
 {
-	struct deliveries_call *call = mem_alloc(sizeof *call);
-	*call = (struct deliveries_call){ .fn = fn, .arg = arg };
 	struct pgargs *a = room_args(v, n);
 	pgargs_i64(a, limit);
 	pgargs_i64(a, ailing_limit);
@@ -296,28 +277,16 @@ int store_claim_deliveries(struct store *s, const struct store_room *v, size_t n
 	struct pgtx *t = pgtx_new();
 	pgtx_add(t, &SQL_CLAIM, a);
 	pgtx_add(t, &SQL_NEXT_DUE, room_args(v, n));
-	int e = store_send(s, t, WAIT_US, on_deliveries, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
+	return store_send_call(s, t, WAIT_US, on_deliveries, STORE_CALL(deliveries_call, .fn = fn, .arg = arg));
 }
 
 /* ---------------------------------------------------------------- record, release */
 
 static void add_attempt_keys(struct pgargs *a, const struct store_attempt *v, size_t n)
 {
-	pgargs_array(a, PGT_UUID);
-	for (size_t i = 0; i < n; i++)
-		pgargs_uuid(a, v[i].event_id);
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_TEXT);
-	for (size_t i = 0; i < n; i++)
-		pgargs_text(a, v[i].endpoint_id);
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_I32);
-	for (size_t i = 0; i < n; i++)
-		pgargs_i32(a, v[i].attempt);
-	pgargs_array_end(a);
+	COLUMN(PGT_UUID, pgargs_uuid(a, x->event_id));
+	COLUMN(PGT_TEXT, pgargs_text(a, x->endpoint_id));
+	COLUMN(PGT_I32, pgargs_i32(a, x->attempt));
 }
 
 static int32_t ms_of(int64_t us)
@@ -336,26 +305,11 @@ static void add_attempt_results(struct pgargs *a, const struct store_attempt *v,
 			pgargs_i32(a, v[i].status);
 	}
 	pgargs_array_end(a);
-	pgargs_array(a, PGT_TEXT);
-	for (size_t i = 0; i < n; i++)
-		pgargs_text(a, v[i].error);
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_BOOL);
-	for (size_t i = 0; i < n; i++)
-		pgargs_bool(a, v[i].delivered);
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_TIME);
-	for (size_t i = 0; i < n; i++)
-		pgargs_time(a, v[i].gone ? TIME_NEVER : v[i].next_due_at);
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_I32);
-	for (size_t i = 0; i < n; i++)
-		pgargs_i32(a, ms_of(v[i].duration_us));
-	pgargs_array_end(a);
-	pgargs_array(a, PGT_BOOL);
-	for (size_t i = 0; i < n; i++)
-		pgargs_bool(a, v[i].gone);
-	pgargs_array_end(a);
+	COLUMN(PGT_TEXT, pgargs_text(a, x->error));
+	COLUMN(PGT_BOOL, pgargs_bool(a, x->delivered));
+	COLUMN(PGT_TIME, pgargs_time(a, x->gone ? TIME_NEVER : x->next_due_at));
+	COLUMN(PGT_I32, pgargs_i32(a, ms_of(x->duration_us)));
+	COLUMN(PGT_BOOL, pgargs_bool(a, x->gone));
 }
 
 int store_record_attempts(struct store *s, const struct store_attempt *v, size_t n, int64_t disable_after_us,
@@ -402,14 +356,7 @@ static void on_disabled(void *arg, const struct pgtx_result *r)
 
 int store_disabled_endpoints(struct store *s, store_disabled_fn *fn, void *arg)
 {
-	struct disabled_call *call = mem_alloc(sizeof *call);
-	*call = (struct disabled_call){ .fn = fn, .arg = arg };
-	struct pgtx *t = pgtx_new();
-	pgtx_add(t, &SQL_DISABLED, pgargs_new());
-	int e = store_send(s, t, WAIT_US, on_disabled, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
+	return store_send_stmt(s, &SQL_DISABLED, pgargs_new(), WAIT_US, on_disabled, STORE_CALL(disabled_call, .fn = fn, .arg = arg));
 }
 
 int store_purge_events(struct store *s, int64_t older_than, unsigned limit, store_outbox_fn *fn, void *arg)

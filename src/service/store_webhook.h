@@ -1,7 +1,7 @@
 /*
  * store_webhook - the outbox: fan out events, claim due deliveries, record attempts, switch endpoints off.
  *
- * A state change inserts its event in its own transaction (store_refresh); here events become one delivery per
+ * A state change inserts its event in its own transaction (store_persist); here events become one delivery per
  * endpoint, and deliveries are claimed with the same shape as refreshes: a lease, committed before anything is sent.
  * Callbacks get code 0, ST_UNAVAILABLE (try again later) or ST_INVALID (the statement was refused as it is: never again
  * unchanged); everything else they get is valid with code 0 only.

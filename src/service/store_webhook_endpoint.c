@@ -11,6 +11,7 @@
 
 #include "base/mem.h"
 #include "base/sys.h"
+#include "service/store_call.h"
 #include "service/store_webhook.h"
 #include "service/store_webhook_sql.h"
 
@@ -116,31 +117,6 @@ enum {
 
 /* ---------------------------------------------------------------- helpers */
 
-static int code_of(const struct pgtx_result *r)
-{
-	if (r->class == PG_CLASS_OK)
-		return 0;
-	if (r->class == PG_CLASS_RETRY)
-		return ST_AGAIN;
-	return r->class == PG_CLASS_BUG ? ST_INVALID : ST_UNAVAILABLE;
-}
-
-static int64_t time_of(const struct pgresult *r, int row, int col)
-{
-	return pgresult_null(r, row, col) ? 0 : pgresult_time(r, row, col);
-}
-
-static const char *text_of(const struct pgresult *r, int row, int col)
-{
-	return pgresult_null(r, row, col) ? NULL : pgresult_text(r, row, col, NULL);
-}
-
-static const void *bytes_of(const struct pgresult *r, int row, int col, size_t *n)
-{
-	*n = 0;
-	return pgresult_null(r, row, col) ? NULL : pgresult_bytes(r, row, col, n);
-}
-
 static void unpack(const struct pgresult *r, int i, struct store_hook *h)
 {
 	*h = (struct store_hook){
@@ -151,17 +127,17 @@ static void unpack(const struct pgresult *r, int i, struct store_hook *h)
 		.description = pgresult_text(r, i, C_DESCRIPTION, NULL),
 		.events = pgresult_text(r, i, C_EVENTS, NULL),
 		.public_key = pgresult_text(r, i, C_PUBLIC, NULL),
-		.previous_until = time_of(r, i, C_PREVIOUS_UNTIL),
-		.created_at = time_of(r, i, C_CREATED),
-		.updated_at = time_of(r, i, C_UPDATED),
-		.failing_since = time_of(r, i, C_FAILING),
-		.last_success_at = time_of(r, i, C_SUCCESS),
-		.last_failure_at = time_of(r, i, C_FAILURE),
-		.disabled_at = time_of(r, i, C_DISABLED),
-		.disabled_reason = text_of(r, i, C_REASON),
+		.previous_until = pgresult_time_or_0(r, i, C_PREVIOUS_UNTIL),
+		.created_at = pgresult_time_or_0(r, i, C_CREATED),
+		.updated_at = pgresult_time_or_0(r, i, C_UPDATED),
+		.failing_since = pgresult_time_or_0(r, i, C_FAILING),
+		.last_success_at = pgresult_time_or_0(r, i, C_SUCCESS),
+		.last_failure_at = pgresult_time_or_0(r, i, C_FAILURE),
+		.disabled_at = pgresult_time_or_0(r, i, C_DISABLED),
+		.disabled_reason = pgresult_text_or_null(r, i, C_REASON),
 	};
-	h->secret = bytes_of(r, i, C_SECRET, &h->secret_len);
-	h->previous_secret = bytes_of(r, i, C_PREVIOUS, &h->previous_secret_len);
+	h->secret = pgresult_bytes_or_null(r, i, C_SECRET, &h->secret_len);
+	h->previous_secret = pgresult_bytes_or_null(r, i, C_PREVIOUS, &h->previous_secret_len);
 }
 
 /* What is called in the end; one of the functions is set. */
@@ -179,14 +155,7 @@ struct call {
 static int submit(struct store *s, const struct pgstmt *stmt, struct pgargs *a, int64_t wait_us, pgtx_fn *fn,
 	const struct call *c)
 {
-	struct call *call = mem_alloc(sizeof *call);
-	*call = *c;
-	struct pgtx *t = pgtx_new();
-	pgtx_add(t, stmt, a);
-	int e = store_send(s, t, wait_us, fn, call);
-	if (e != 0)
-		mem_free(call);
-	return e;
+	return store_send_stmt(s, stmt, a, wait_us, fn, c, sizeof *c);
 }
 
 static struct call taken(void *arg)
@@ -199,7 +168,7 @@ static struct call taken(void *arg)
 static void on_hooks(void *arg, const struct pgtx_result *r)
 {
 	struct call call = taken(arg);
-	int code = code_of(r), n = code == 0 ? pgresult_rows(&r->results[0]) : 0;
+	int code = store_code_of(r), n = code == 0 ? pgresult_rows(&r->results[0]) : 0;
 	struct store_hook *v = mem_calloc((size_t)n + 1, sizeof *v);
 	for (int i = 0; i < n; i++)
 		unpack(&r->results[0], i, &v[i]);
@@ -218,7 +187,7 @@ static int send_hooks(
 static void on_loaded(void *arg, const struct pgtx_result *r)
 {
 	struct call call = taken(arg);
-	int code = code_of(r);
+	int code = store_code_of(r);
 	if (code != 0) {
 		call.load(call.arg, code, false, 0, NULL, 0);
 		return;
@@ -308,7 +277,7 @@ int store_hook_rotate(struct store *s, const char *application_id, const char *e
 static void on_count(void *arg, const struct pgtx_result *r)
 {
 	struct call call = taken(arg);
-	int code = code_of(r);
+	int code = store_code_of(r);
 	call.count(call.arg, code, code == 0 ? pgresult_int(&r->results[0], 0, 0) : 0);
 }
 
@@ -325,13 +294,13 @@ static void on_redelivered(void *arg, const struct pgtx_result *r)
 {
 	struct call call = taken(arg);
 	struct store_redelivered out = {.n = 0};
-	int code = code_of(r);
+	int code = store_code_of(r);
 	if (code == 0) {
 		const struct pgresult *row = &r->results[0];
 		out.found = pgresult_int(row, 0, 0) > 0;
 		out.disabled = pgresult_bool(row, 0, 1);
 		out.n = (size_t)pgresult_int(row, 0, 2);
-		out.last = time_of(row, 0, 3);
+		out.last = pgresult_time_or_0(row, 0, 3);
 		if (!pgresult_null(row, 0, 4))
 			memcpy(out.last_id, pgresult_uuid(row, 0, 4), 16);
 	}
@@ -365,13 +334,13 @@ static void unpack_logged(const struct pgresult *r, int i, struct store_delivery
 		.event_type = pgresult_text(r, i, L_TYPE, NULL),
 		.entity_id = pgresult_text(r, i, L_ENTITY_ID, NULL),
 		.entity_type = pgresult_text(r, i, L_ENTITY_TYPE, NULL),
-		.occurred_at = time_of(r, i, L_OCCURRED),
-		.due_at = time_of(r, i, L_DUE),
-		.done_at = time_of(r, i, L_DONE),
+		.occurred_at = pgresult_time_or_0(r, i, L_OCCURRED),
+		.due_at = pgresult_time_or_0(r, i, L_DUE),
+		.done_at = pgresult_time_or_0(r, i, L_DONE),
 		.attempt = (int)pgresult_int(r, i, L_ATTEMPT),
 		.status = (int)pgresult_int(r, i, L_STATUS),
 		.duration_ms = (int)pgresult_int(r, i, L_DURATION),
-		.error = text_of(r, i, L_ERROR),
+		.error = pgresult_text_or_null(r, i, L_ERROR),
 		.delivered = pgresult_bool(r, i, L_DELIVERED),
 	};
 	memcpy(d->event_id, pgresult_uuid(r, i, L_EVENT), 16);
@@ -380,7 +349,7 @@ static void unpack_logged(const struct pgresult *r, int i, struct store_delivery
 static void on_log(void *arg, const struct pgtx_result *r)
 {
 	struct call call = taken(arg);
-	int code = code_of(r), n = code == 0 ? pgresult_rows(&r->results[0]) : 0;
+	int code = store_code_of(r), n = code == 0 ? pgresult_rows(&r->results[0]) : 0;
 	struct store_delivery_logged *v = mem_calloc((size_t)n + 1, sizeof *v);
 	for (int i = 0; i < n; i++)
 		unpack_logged(&r->results[0], i, &v[i]);
