@@ -38,6 +38,7 @@ static const struct pgstmt SQL_LOAD = {
 	" SELECT " COLUMNS ", m.mark FROM m LEFT JOIN w ON m.mark <> $1 OR $2"
 	" ORDER BY w.created_at, w.endpoint_id",
 };
+static const struct pgstmt SQL_ADDING = { "hook_adding", STORE_HOOK_SQL_ADDING };
 static const struct pgstmt SQL_INSERT = {
 	"hook_insert",
 	STORE_HOOK_SQL_INSERT " SELECT " COLUMNS " FROM w",
@@ -168,10 +169,12 @@ static struct call taken(void *arg)
 static void on_hooks(void *arg, const struct pgtx_result *r)
 {
 	struct call call = taken(arg);
-	int code = store_code_of(r), n = code == 0 ? pgresult_rows(&r->results[0]) : 0;
+	int code = store_code_of(r);
+	const struct pgresult *last = code == 0 ? &r->results[r->n - 1] : NULL;
+	int n = last != NULL ? pgresult_rows(last) : 0;
 	struct store_hook *v = mem_calloc((size_t)n + 1, sizeof *v);
 	for (int i = 0; i < n; i++)
-		unpack(&r->results[0], i, &v[i]);
+		unpack(last, i, &v[i]);
 	call.hooks(call.arg, code, v, (size_t)n);
 	mem_free(v);
 }
@@ -232,7 +235,13 @@ int store_hook_insert(
 	pgargs_text(a, h->public_key);
 	pgargs_bytes(a, h->secret, h->secret_len);
 	pgargs_i64(a, limit);
-	return send_hooks(s, &SQL_INSERT, a, fn, arg);
+	struct pgtx *t = pgtx_new();
+	struct pgargs *adding = pgargs_new();
+	pgargs_text(adding, h->application_id);
+	pgtx_add(t, &SQL_ADDING, adding);
+	pgtx_add(t, &SQL_INSERT, a);
+	const struct call c = {.arg = arg, .hooks = fn};
+	return store_send_call(s, t, WAIT_US, on_hooks, &c, sizeof c);
 }
 
 int store_hook_get(

@@ -10,7 +10,10 @@
 #define STORE_HOOK_SQL_OF_APPLICATION " WHERE w.application_id = $1 AND w.endpoint_id = $2"
 #define STORE_HOOK_SQL_LATER "greatest(now(), w.updated_at + interval '1 microsecond')"
 
-/* Relation `w`: the new row, or none: the application has $9 of them already. */
+/* Relation `w`: the new row, or none: the application has $9 of them already. In the transaction of the next statement, which goes first:
+ * what others add meanwhile has to be counted, and a statement counts only what was there when it began. */
+#define STORE_HOOK_SQL_ADDING \
+	"SELECT count(*) FROM (SELECT 1 FROM refreshd.application WHERE application_id = $1 FOR NO KEY UPDATE) a"
 #define STORE_HOOK_SQL_INSERT                                                                                \
 	"WITH w AS (INSERT INTO refreshd.webhook_endpoint (endpoint_id, application_id, url, unified_api,"   \
 	" description, events, public_key, secret, created_at, updated_at)"                                  \

@@ -60,6 +60,7 @@ static const struct pgstmt SQL_DELIVERY = {
 	" LEFT JOIN refreshd.delivery d ON d.event_id = e.event_id AND d.endpoint_id = $2"
 	" WHERE e.event_id = $1",
 };
+static const struct pgstmt SQL_ADDING = { "vault_hook_adding", STORE_HOOK_SQL_ADDING };
 static const struct pgstmt SQL_ADD = {
 	"vault_hook_add",
 	STORE_HOOK_SQL_INSERT " SELECT count(*) FROM w",
@@ -194,6 +195,35 @@ int vault_hooks(struct pgsync *pg, const char *endpoint_id, vault_hook_fn *fn, v
 	return rc;
 }
 
+/* In one transaction with the lock. */
+static int add_locked(struct pgsync *pg, const char *application_id, struct pgargs *a, int64_t *n, struct fault *f)
+{
+	struct pgargs *adding = pgargs_new();
+	int64_t ignored;
+	pgargs_text(adding, application_id);
+	int rc = run_count(pg, &SQL_ADDING, adding, &ignored, f);
+	if (rc != 0) {
+		pgargs_free(a);
+		return rc;
+	}
+	return run_count(pg, &SQL_ADD, a, n, f);
+}
+
+static int add_alone(struct pgsync *pg, const char *application_id, struct pgargs *a, int64_t *n, struct fault *f)
+{
+	int rc = pgsync_exec(pg, "BEGIN", f);
+	if (rc != 0) {
+		pgargs_free(a);
+		return rc;
+	}
+	rc = add_locked(pg, application_id, a, n, f);
+	if (rc == 0)
+		return pgsync_exec(pg, "COMMIT", f);
+	struct fault ignored; /* the first one is told */
+	(void)!pgsync_exec(pg, "ROLLBACK", &ignored);
+	return rc;
+}
+
 int vault_hook_add(struct pgsync *pg, const struct vault_hook_new *h, struct fault *f)
 {
 	bool exists = false;
@@ -214,7 +244,7 @@ int vault_hook_add(struct pgsync *pg, const struct vault_hook_new *h, struct fau
 	pgargs_text(a, h->public_key);
 	pgargs_bytes(a, h->secret->data, h->secret->len);
 	pgargs_i64(a, WEBHOOK_ENDPOINTS_MAX);
-	rc = run_count(pg, &SQL_ADD, a, &n, f);
+	rc = add_alone(pg, h->application_id, a, &n, f);
 	if (rc == 0 && n == 0)
 		return fault_set(f, ST_FULL,
 			"the application has %u webhook endpoints already, which is the most",
