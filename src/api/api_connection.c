@@ -1,6 +1,8 @@
 /*
  * api_connection - list, get, delete: the connections as they are stored, and as they could be.
  *
+ * Delete waits for a request that is out: its answer has a row to go to, and whoever imports the same token right
+ * behind it finds nobody presenting it. Must not: take a lease away.
  * A service that is configured and not connected is `available`; it has no row, here it is made up from the
  * configuration.
  */
@@ -201,19 +203,42 @@ int api_build_event(const struct conf *c, const struct store_connection *k, cons
 	return rc != 0 ? rc : buf_printf(entity_id, "%s+%s", k->key.application_id, k->key.consumer_id);
 }
 
+static void on_not_leased(struct api_call *c, int code, bool ended_well, const struct store_connection *k)
+{
+	(void)ended_well, (void)k; /* only that it has ended counts */
+	if (code == ST_UNAVAILABLE)
+		api_fail_store(c, code);
+	else
+		c->then(c);
+}
+
+void api_forget_later(struct api_call *c, api_fn *fn)
+{
+	const struct api_baseline until = {.lease_only = true};
+	if (api_wait_is_over(c)) {
+		api_fail(c, API_TIMEOUT, "a refresh is out and did not end within 60 seconds; nothing was deleted, try again");
+		return;
+	}
+	c->then = fn;
+	if (api_wait(c->api->room, c, &until, on_not_leased) != 0) {
+		api_retry_after(c, 5);
+		api_fail(c, API_UNAVAILABLE, "too many calls wait for a refresh");
+	}
+}
+
+static api_fn find;
+
 static void on_forgotten(void *arg, int code, int64_t n)
 {
 	struct api_call *c = arg;
 	if (code != 0) {
 		api_fail_store(c, code);
-		return;
-	}
-	if (n > 0)
+	} else if (n > 0) {
 		c->api->parts.outbox(c->api->parts.arg);
-	if (n > 0)
 		api_reply_empty(c);
-	else
-		api_fail_missing(c);
+	} else {
+		api_forget_later(c, find); /* claimed, or gone, since it was read */
+	}
 }
 
 static void on_found(void *arg, int code, const struct store_connection *v, size_t n)
@@ -224,6 +249,10 @@ static void on_found(void *arg, int code, const struct store_connection *v, size
 			api_fail_store(c, code);
 		else
 			api_fail_missing(c);
+		return;
+	}
+	if (v[0].leased) {
+		api_forget_later(c, find);
 		return;
 	}
 	struct buf entity = BUF_INIT(ENTITY_MAX), entity_id = BUF_INIT(1024);
@@ -242,11 +271,16 @@ static void on_found(void *arg, int code, const struct store_connection *v, size
 	buf_fini(&entity_id);
 }
 
-void api_do_delete(struct api_call *c)
+static void find(struct api_call *c)
 {
 	struct store_conn_id id;
 	api_conn_id(c, &id);
 	int e = store_connections(c->api->parts.store, &id, 1, false, on_found, c);
 	if (e != 0)
 		api_fail_store(c, e);
+}
+
+void api_do_delete(struct api_call *c)
+{
+	find(c);
 }

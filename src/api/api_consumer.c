@@ -22,6 +22,7 @@
 struct forgetting {
 	unsigned tries;
 	int64_t forgotten;
+	char unified_api[72], service_id[72]; /* of the connection whose lease is waited for */
 };
 
 static void write_iso(struct jsonw *w, const char *name, int64_t wall_us)
@@ -270,12 +271,35 @@ static int forget_some(struct api_call *c, const struct store_connection *v, siz
 	return e;
 }
 
+static bool all_leased(const struct store_connection *v, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		if (!v[i].leased)
+			return false;
+	}
+	return n > 0;
+}
+
+static void wait_for(struct api_call *c, const struct conn_key *k)
+{
+	struct forgetting *p = c->state;
+	(void)snprintf(p->unified_api, sizeof p->unified_api, "%s", k->unified_api);
+	(void)snprintf(p->service_id, sizeof p->service_id, "%s", k->service_id);
+	c->key.unified_api = p->unified_api;
+	c->key.service_id = p->service_id;
+	api_forget_later(c, next_some);
+}
+
 static void on_some(void *arg, int code, const struct store_connection *v, size_t n)
 {
 	struct api_call *c = arg;
 	const struct forgetting *p = c->state;
 	struct api_reply r;
 	int e = code;
+	if (code == 0 && all_leased(v, n)) {
+		wait_for(c, &v[0].key);
+		return;
+	}
 	if (code == 0 && n > 0)
 		e = forget_some(c, v, n);
 	if (e != 0) {

@@ -62,6 +62,7 @@ struct api_call {
 	int64_t began_us; /* mono */
 	void *state;	  /* the handler's own, freed by: */
 	void (*free_state)(void *state);
+	api_fn *then; /* of api_forget_later */
 };
 const struct provider *api_provider(const struct api_call *c); /* serves the unified API; NULL: no such connector */
 void api_conn_id(const struct api_call *c, struct store_conn_id *out);
@@ -175,9 +176,11 @@ void api_room_free(struct api_room *r); /* whoever waits is answered 503 */
 struct api_baseline { /* a row as it was when the call came */
 	int64_t token_version, attempt_id;
 	bool leased; /* an attempt was out: its end is what is waited for */
+	bool lease_only; /* whatever comes of it */
 };
 /* Waits until the refresh of the call's connection has ended. `fn` gets the row as it is then (sealed token included), and `code`
  * ST_TIMEOUT, ST_NOT_FOUND or ST_UNAVAILABLE. `ended_well`: there are newer tokens. ST_FULL: nobody more may wait. */
+bool api_wait_is_over(const struct api_call *c); /* it has waited as long as anybody may */
 typedef void api_wait_fn(struct api_call *c, int code, bool ended_well, const struct store_connection *k);
 int api_wait(struct api_room *r, struct api_call *c, const struct api_baseline *seen, api_wait_fn *fn) MUST_USE;
 
@@ -212,6 +215,8 @@ struct json_object *api_body(struct api_call *c, bool may_be_empty);
 /* An event about `k` as `state`, `health` and `enabled` will be. */
 int api_build_event(const struct conf *c, const struct store_connection *k, const char *state, const char *health, bool enabled,
 	int64_t updated_at, struct buf *entity, struct buf *entity_id) MUST_USE;
+/* A connection of the call is leased, so it cannot be forgotten yet: `fn` once it is not, or answered. */
+void api_forget_later(struct api_call *c, api_fn *fn);
 void api_problem(struct import_problems *p, const char *field, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
 #endif

@@ -86,6 +86,8 @@ enum verdict { GO_ON, WELL, BADLY };
 
 static enum verdict judge(const struct waiting *w, const struct store_connection *k)
 {
+	if (w->seen.lease_only)
+		return k->leased ? GO_ON : BADLY;
 	if (k->token_version != w->seen.token_version)
 		return WELL;
 	if (!k->enabled && !k->leased)
@@ -167,6 +169,11 @@ static unsigned of_connector(const struct api_room *r, const struct conn_key *ke
 	for (const struct waiting *w = r->first; w != NULL; w = w->next)
 		n += strcmp(w->call->key.service_id, key->service_id) == 0 && strcmp(w->call->application, key->application_id) == 0;
 	return n;
+}
+
+bool api_wait_is_over(const struct api_call *c)
+{
+	return sys_mono_us() - c->began_us >= PATIENCE_US;
 }
 
 int api_wait(struct api_room *r, struct api_call *c, const struct api_baseline *seen, api_wait_fn *fn)

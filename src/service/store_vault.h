@@ -113,7 +113,8 @@ struct store_forget {
 	const char *application_id, *entity_id, *entity;
 };
 typedef void store_count_fn(void *arg, int code, int64_t n);
-/* Ids ascending. n: how many were there. Their tokens and orphans go with them. */
+/* Ids ascending. n: how many were there. Their tokens and orphans go with them. What is leased is left alone: its request may be out, and
+ * the lease is what keeps an import of the same tokens from presenting them beside it. */
 int store_forget(struct store *s, const struct store_forget *v, size_t n, int64_t now, store_count_fn *fn, void *arg) MUST_USE;
 
 /* Makes it due now, unless an attempt is out or its tokens are not those of `token_version` any more. */

@@ -93,8 +93,9 @@ static const struct pgstmt SQL_CHANGE = {
 /* Whatever changed the row while its lock was waited for happened before. */
 static const struct pgstmt SQL_FORGET = {
 	"vaultapi_forget",
-	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::text[])"
-	" AS t (slot, connection_id, application_id, event_id, entity_id, entity)),"
+	"WITH r AS MATERIALIZED (SELECT t.* FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::text[])"
+	" AS t (slot, connection_id, application_id, event_id, entity_id, entity)"
+	" LEFT JOIN LATERAL " VAULT_ROW_OF("schedule") " s ON true WHERE (s.lease_until > now()) IS NOT TRUE),"
 	" n AS (DELETE FROM refreshd.connection c USING r WHERE c.slot = r.slot AND c.connection_id = r.connection_id"
 	" AND c.application_id = r.application_id RETURNING c.slot, c.connection_id, c.updated_at),"
 	" gone AS MATERIALIZED (SELECT r.*, n.updated_at FROM r JOIN n USING (slot, connection_id)),"

@@ -16,7 +16,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from apiclient import connection_path
 from test_api import body_of, is_error, iso, new_key, open_vault, tokens
-from world import CLIENT_SECRET, Tap, World, wait_until
+from world import CLIENT_SECRET, Tap, World, free_port, wait_until
 
 PATH = connection_path("a")
 
@@ -220,6 +220,37 @@ def settings_missing(tap, world):
 	tap.equal("basic", c.post(path + "/import", {"settings": {"user": "u"}}).data["state"], "callable")
 	a = c.patch(path, {"settings": {"user": None}})
 	tap.equal("basic without any", (a.data["state"], c.post(path + "/validate").status), ("authorized", 422))
+
+
+# ---------------------------------------------------------------- deleted while a request is out
+
+def deleted_while_out(tap, world):
+	world.sim.realm("g", mode="strict", at_ttl=3600, client_secret=CLIENT_SECRET)
+	v, a = open_vault(world, "gone-a", providers={"g": {}})
+	path, port = connection_path("g"), free_port()
+	w = world.vault("gone-b", {"g": {}}, beside=v, api={"listen": "127.0.0.1:%d" % port})
+	w.start()
+	b = a.but(port=port)
+	given = tokens(world, "g")[0]
+	for name, forget in (("delete", lambda: b.delete(path)), ("forget the consumer", lambda: b.delete("/vault/consumers/c1"))):
+		world.sim.realm("g", delay_ms=0)
+		a.post(path + "/import", body_of(given))
+		world.sim.realm("g", delay_ms=1500, commit="early")
+		n = world.sim.stats("g")["requests"]
+		with concurrent.futures.ThreadPoolExecutor(2) as pool:
+			answer = pool.submit(a.post, path + "/validate")
+			wait_until("the request to be out", lambda: world.sim.stats("g")["in_flight"] > 0)
+			done = forget()
+			out = world.sim.stats("g")["in_flight"]
+			tap.equal("%s at another daemon waits until the request is over" % name, (done.status in (200, 204), out), (True, 0))
+			b.post(path + "/import", body_of(given, issued_at=iso(-7200)))
+			tap.check("whoever waited for it is told", answer.result().status in (200, 404), answer.result())
+		wait_until("the same token to be presented again", lambda: world.sim.stats("g")["requests"] == n + 2, 20)
+		world.sim.realm("g", delay_ms=0)
+		wait_until("quiet", lambda: v.quiet() and w.quiet(), 30)
+		tap.equal("what was there before is forgotten", (v.count("refreshd.connection WHERE consumer_id = 'c1'"), v.count("refreshd.orphan_token")), (1, 0))
+		given = tokens(world, "g")[0]
+	tap.equal("no presentation beside another one", world.sim.stats("g")["max_in_flight"], 1)
 
 
 # ---------------------------------------------------------------- while a call waits
@@ -456,7 +487,7 @@ def a_provider_that_hangs(tap, world):
 	tap.equal("of those that waited all are answered, and the rest was told to come again", counts, {200: 128, 503: n - 128})
 
 
-SCENARIOS = [a_provider_that_hangs, all_at_once, invented_keys, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+SCENARIOS = [deleted_while_out, a_provider_that_hangs, all_at_once, invented_keys, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():
