@@ -114,7 +114,8 @@ static const struct pgstmt SQL_RENEW = {
 };
 
 /* The claim that is given back may still be committing (its answer was lost, a synchronous standby is slow): then the snapshot
- * shows a free row, and only its lock tells. Verdict `again`, until the row can be looked at. */
+ * shows a free row, and only its lock tells. Verdict `again`, until the row can be looked at. Or it has not even begun: then the free
+ * row gets its attempt id (`n`), and no claim takes a row that carries its own. */
 static const struct pgstmt SQL_RELEASE = {
 	"refresh_release",
 	"WITH t AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[]) WITH ORDINALITY"
@@ -124,7 +125,9 @@ static const struct pgstmt SQL_RELEASE = {
 	" u AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL,"
 	" due_at = CASE WHEN l.attempt_id = t.attempt_id THEN coalesce(t.due_at, l.due_at) ELSE l.due_at END FROM l JOIN t USING (ord)"
 	" WHERE s.slot = t.slot AND s.connection_id = t.connection_id AND l.lease_owner IS NOT NULL"
-	" AND (l.attempt_id = t.attempt_id OR (l.attempt_id = 0 AND l.lease_owner = $5)))"
+	" AND (l.attempt_id = t.attempt_id OR (l.attempt_id = 0 AND l.lease_owner = $5))),"
+	" n AS (UPDATE refreshd.schedule s SET attempt_id = t.attempt_id FROM l JOIN t USING (ord)"
+	" WHERE s.slot = t.slot AND s.connection_id = t.connection_id AND l.lease_owner IS NULL AND l.due_at <= now())"
 	" SELECT CASE WHEN l.ord IS NULL AND s.slot IS NOT NULL THEN 3 ELSE 0 END FROM t LEFT JOIN l USING (ord)"
 	" LEFT JOIN refreshd.schedule s ON s.slot = t.slot AND s.connection_id = t.connection_id ORDER BY t.ord",
 };

@@ -62,7 +62,7 @@ static const struct pgstmt SQL_CLAIM = {
 	" c AS MATERIALIZED (SELECT s.slot, s.connection_id, w.attempt_id FROM refreshd.schedule s"
 	" JOIN want w ON s.slot = w.slot AND s.connection_id = w.connection_id"
 	" WHERE s.due_at <= w.due_at AND s.due_at < 'infinity' AND (s.lease_until IS NULL OR s.lease_until <= now())"
-	" AND (" FOREIGN("$5") " AND s.lease_until + w.takeover_us * interval '1 microsecond' > now()) IS NOT TRUE"
+	" AND s.attempt_id <> w.attempt_id AND (" FOREIGN("$5") " AND s.lease_until + w.takeover_us * interval '1 microsecond' > now()) IS NOT TRUE"
 	" FOR NO KEY UPDATE OF s SKIP LOCKED),"
 	" u AS (UPDATE refreshd.schedule s SET attempt_id = c.attempt_id, lease_owner = $5,"
 	" lease_until = now() + $6::bigint * interval '1 microsecond',"

@@ -175,12 +175,17 @@ static struct told await(struct told *t)
 	return answer;
 }
 
-static struct told claim(void)
+static struct told claim_as(int64_t attempt_id)
 {
-	struct store_want w = { .attempt_id = store_next_attempt(store), .due_at = sys_wall_us() };
+	struct store_want w = { .attempt_id = attempt_id, .due_at = sys_wall_us() };
 	memcpy(w.id, id, sizeof w.id);
 	ck_ok(store_claim(store, &w, 1, LEASE_US, TIMEOUT_US, on_claimed, &first));
 	return await(&first);
+}
+
+static struct told claim(void)
+{
+	return claim_as(store_next_attempt(store));
 }
 
 static void send_result(const struct told *claimed, bool has_token, struct told *to)
@@ -333,6 +338,16 @@ START_TEST(a_release_is_told_when_the_claim_is_still_committing)
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner = 7"), 1);
 	ck_assert_int_eq(release(attempt, 0), STORE_APPLIED);
 	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL"), 1);
+}
+END_TEST
+
+START_TEST(a_claim_that_comes_after_its_release_takes_nothing)
+{
+	int64_t attempt = store_next_attempt(store);
+	ck_assert_int_eq(release(attempt, 0), STORE_APPLIED);
+	ck_assert_uint_eq(claim_as(attempt).n, 0);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE lease_owner IS NULL"), 1);
+	ck_assert_uint_eq(claim().n, 1);
 }
 END_TEST
 
@@ -587,6 +602,7 @@ Suite *unit_suite(void)
 	tcase_set_timeout(c, 60);
 	unit_add(c, a_result_that_is_sent_again_while_the_first_still_commits_is_no_orphan);
 	unit_add(c, a_release_is_told_when_the_claim_is_still_committing);
+	unit_add(c, a_claim_that_comes_after_its_release_takes_nothing);
 	unit_add(c, a_merge_writes_the_token_voids_the_other_attempt_and_resolves_the_orphan);
 	unit_add(c, a_merge_over_a_row_that_changed_since_it_was_read_does_nothing);
 	unit_add(c, a_lease_that_is_over_does_not_outlive_a_merge);
