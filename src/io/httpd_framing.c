@@ -302,16 +302,16 @@ static int feed_head(struct httpd_framing *p, uint8_t c)
 	return empty;
 }
 
-/* As many bytes as are nothing but text, within a line: 0, or a status. */
-static int feed_head_text(struct httpd_framing *p, const uint8_t *data, size_t n, size_t *used)
+/* As many bytes as are nothing but text, within a line and within the bound: what stops them is told by feed_head. */
+static size_t feed_head_text(struct httpd_framing *p, const uint8_t *data, size_t n)
 {
-	size_t i = 0;
+	size_t i = 0, room = p->head.max - p->head.len;
 	if (p->head.len > 0 && p->head.data[p->head.len - 1] == '\r')
-		n = 0;
-	while (i < n && data[i] >= 0x20 && data[i] != 0x7f)
+		return 0;
+	while (i < n && i < room && data[i] >= 0x20 && data[i] != 0x7f)
 		i++;
-	*used += i;
-	return buf_append(&p->head, data, i) == 0 ? 0 : 431;
+	ALWAYS(buf_append(&p->head, data, i) == 0);
+	return i;
 }
 
 static int feed_chunk_size(struct httpd_framing *p, uint8_t c)
@@ -377,8 +377,8 @@ int httpd_framing_feed(struct httpd_framing *p, const uint8_t *data, size_t n, s
 		if (p->state == IN_BODY || p->state == CHUNK_DATA) {
 			i += feed_data(p, data + i, n - i);
 		} else if (p->state == IN_HEAD) {
-			status = feed_head_text(p, data + i, n - i, &i);
-			if (status == 0 && i < n)
+			i += feed_head_text(p, data + i, n - i);
+			if (i < n)
 				status = feed_head(p, data[i++]);
 			if (status == 1)
 				status = parse_head(p);
