@@ -13,7 +13,7 @@
 #include "base/mem.h"
 #include "base/sys.h"
 
-#define LIST_MAX ((size_t)64 * 1024 * 1024)
+#define LIST_MAX ((size_t)32 * 1024 * 1024)
 #define ENTITY_MAX ((size_t)32 * 1024)
 
 /* ---------------------------------------------------------------- one */
@@ -170,6 +170,7 @@ void api_do_list(struct api_call *c)
 			.unified_api = s->unified_api,
 			.after = {c->application, p.parts[0], p.parts[1], p.parts[2]},
 			.limit = s->limit + 1, /* one more tells whether there is more */
+			.bytes = LIST_MAX / 2 + 1, /* so does the last of these: the page ends before it */
 		};
 		int e = store_connections_list(c->api->parts.store, &w, on_listed, c);
 		if (e != 0)

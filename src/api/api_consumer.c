@@ -168,6 +168,7 @@ static int list_of_consumer(struct api_call *c, unsigned limit, store_connection
 		.consumer_id = c->key.consumer_id,
 		.after = {c->application, "", "", ""},
 		.limit = limit,
+		.bytes = LIST_MAX,
 	};
 	return store_connections_list(c->api->parts.store, &w, fn, c);
 }

@@ -23,11 +23,14 @@ static const struct pgstmt SQL_BY_INDEX = { "vaultapi_by_index", "SELECT set_con
 const struct pgstmt vault_connections_of = { "vaultapi_connections", VAULT_CONNECTIONS_OF };
 static const struct pgstmt SQL_LIST = {
 	"vaultapi_list",
+	"SELECT * FROM (SELECT q.*, coalesce(sum(octet_length(q.metadata::text) + octet_length(q.settings_public::text))"
+	" OVER (ORDER BY q.consumer_id, q.unified_api, q.service_id ROWS BETWEEN UNBOUNDED PRECEDING AND 2 PRECEDING), 0) AS bytes_before FROM ("
 	VAULT_CONNECTION_COLUMNS("$1")
 	"FROM refreshd.connection n" VAULT_CONNECTION_JOINS
 	"WHERE n.application_id = $2 AND ($3::text IS NULL OR n.consumer_id = $3) AND ($4::text IS NULL OR n.unified_api = $4)"
 	" AND n.consumer_id >= $5 AND (n.consumer_id, n.unified_api, n.service_id) > ($5, $6, $7)"
-	" ORDER BY n.consumer_id, n.unified_api, n.service_id LIMIT $8",
+	" ORDER BY n.consumer_id, n.unified_api, n.service_id LIMIT $8) q) w WHERE bytes_before < $9"
+	" ORDER BY consumer_id, unified_api, service_id",
 };
 static const struct pgstmt SQL_CONSUMERS = {
 	"vaultapi_consumers",
@@ -170,6 +173,7 @@ int store_connections_list(struct store *s, const struct store_conn_list *w, sto
 	pgargs_text(a, w->after.unified_api);
 	pgargs_text(a, w->after.service_id);
 	pgargs_i64(a, w->limit);
+	pgargs_i64(a, (int64_t)w->bytes);
 	return send_rows(s, &SQL_LIST, a, fn, arg);
 }
 

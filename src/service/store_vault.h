@@ -57,6 +57,7 @@ struct store_conn_list {
 	const char *consumer_id, *unified_api; /* NULL: all */
 	struct conn_key after;		       /* the last three parts: exclusive start; "" for the first page */
 	unsigned limit;
+	size_t bytes; /* of settings and metadata: the last but one row is the one that reaches so many */
 };
 /* In the order of consumer, unified API, service. */
 int store_connections_list(struct store *s, const struct store_conn_list *w, store_connections_fn *fn, void *arg) MUST_USE;

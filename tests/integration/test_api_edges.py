@@ -116,6 +116,38 @@ def forged_cursors(tap, world):
 	tap.equal("a cursor of the longest names is taken back", (a.status, len(seen)), (200, 4))
 
 
+# ---------------------------------------------------------------- a list that is too large for one page
+
+def large_list(tap, world):
+	v, c = open_vault(world, "largelist", api={"rate": "unlimited"})
+	big = {"m": "x" * 65000}
+	a = c.post(PATH + "/import", dict(body_of(tokens(world)[0]), metadata=big, settings={"s": "y" * 65000}))
+	n = 1000
+	v.sql("""
+		INSERT INTO refreshd.connection (slot, connection_id, application_id, consumer_id, unified_api, service_id, auth_type, state, health,
+			created_at, updated_at, metadata, settings_public)
+		SELECT n, gen_random_uuid(), application_id, 'l' || to_char(n, 'FM0000'), unified_api, service_id, auth_type, state, health, now(), now(),
+			metadata, settings_public FROM refreshd.connection, generate_series(1, %d) n;""" % n)
+	def peak(what="VmHWM"):
+		with open("/proc/%d/status" % v.proc.pid) as f:
+			return int([x for x in f if x.startswith(what)][0].split()[1]) // 1024
+	before = peak()
+	app, seen, pages, cursor = c.but(consumer=None), [], [], ""
+	while cursor is not None and len(pages) < 20:
+		a = app.get("/vault/connections?cursor=" + cursor)
+		if a.status != 200:
+			break
+		pages.append(len(a.body))
+		seen += [x["metadata"] == big for x in a.data]
+		cursor = a.json["meta"]["cursors"]["next"]
+	tap.equal("a thousand large connections, without a limit: each once, by pages", (a.status, len(seen), all(seen), len(pages)), (200, n + 1, True, 8))
+	tap.check("none larger than it may be", max(pages) < 17 * 1024 * 1024, pages)
+	if peak("VmPeak") < 2 ** 20:  # a sanitizer has terabytes, and keeps what was freed
+		tap.check("nor is more than one of them held", peak() - before < 96, (before, peak()))
+	a = c.but(consumer="l0001").get("/vault/connections?limit=1")
+	tap.equal("a page of one is a page of one", (len(a.data), a.json["meta"]["cursors"]["next"]), (1, None))
+
+
 # ---------------------------------------------------------------- headers
 
 def headers_given_twice(tap, world):
@@ -487,7 +519,7 @@ def a_provider_that_hangs(tap, world):
 	tap.equal("of those that waited all are answered, and the rest was told to come again", counts, {200: 128, 503: n - 128})
 
 
-SCENARIOS = [deleted_while_out, a_provider_that_hangs, all_at_once, invented_keys, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+SCENARIOS = [deleted_while_out, large_list, a_provider_that_hangs, all_at_once, invented_keys, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():
