@@ -21,24 +21,36 @@
 
 /* --- accepting */
 
+static bool is_full(const struct httpd *h)
+{
+	return h->n_conns >= h->p.max_connections && h->idle_first == NULL;
+}
+
 void httpd_resume_accept(struct httpd *h)
 {
-	if (h->listener && !h->deaf && h->n_conns < h->p.max_connections && !loop_timer_is_set(h->accept_timer))
+	if (h->listener && !h->deaf && !is_full(h) && !loop_timer_is_set(h->accept_timer))
 		evconnlistener_enable(h->listener);
+}
+
+void httpd_stop_when_full(struct httpd *h)
+{
+	if (h->listener && is_full(h))
+		evconnlistener_disable(h->listener);
 }
 
 static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct sockaddr *sa, int len, void *arg)
 {
 	struct httpd *h = arg;
-	(void)len;
+	(void)l, (void)len;
 	MAGIC_CHECK(h, HTTPD_MAGIC);
 	loop_enter(h->loop);
 	int on = 1;
 	if (sa->sa_family != AF_UNIX)
 		(void)!setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* only a matter of speed */
 	httpd_conn_new(h, fd, sa);
-	if (h->n_conns >= h->p.max_connections)
-		evconnlistener_disable(l);
+	if (h->n_conns > h->p.max_connections && h->idle_first != NULL)
+		httpd_conn_free(h->idle_first);
+	httpd_stop_when_full(h);
 }
 
 /* No descriptor or no memory for one more: the socket stays readable, so look away for a moment. */

@@ -26,7 +26,7 @@ struct httpd_request;
 struct httpd_params {
 	struct listen_addr listen;
 	int listen_fd;		     /* >= 0: an inherited socket (systemd), `listen` is then only a name */
-	unsigned max_connections;    /* beyond it new ones wait in the kernel's queue; 0: 1024 */
+	unsigned max_connections;    /* beyond it a new one takes the place of the kept one that has idled for longest, or waits in the kernel's queue; 0: 1024 */
 	size_t max_header_bytes;     /* 0: 16 KiB */
 	size_t max_body_bytes;	     /* 0: 64 KiB; beyond: 413 */
 	size_t max_held_bytes;	     /* of all bodies together, until they are answered; beyond: 503. 0: 64 of the largest */

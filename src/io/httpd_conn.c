@@ -67,9 +67,33 @@ static void drop_input(struct httpd_conn *c)
 	}
 }
 
+static void idle_begin(struct httpd_conn *c)
+{
+	struct httpd *h = c->httpd;
+	c->idles = true;
+	c->idle_next = NULL;
+	c->idle_prev = h->idle_last;
+	*(h->idle_last ? &h->idle_last->idle_next : &h->idle_first) = c;
+	h->idle_last = c;
+	if (h->n_conns >= h->p.max_connections)
+		httpd_resume_accept(h); /* who knocks takes its place */
+}
+
+static void idle_end(struct httpd_conn *c)
+{
+	struct httpd *h = c->httpd;
+	if (!c->idles)
+		return;
+	c->idles = false;
+	*(c->idle_prev ? &c->idle_prev->idle_next : &h->idle_first) = c->idle_next;
+	*(c->idle_next ? &c->idle_next->idle_prev : &h->idle_last) = c->idle_prev;
+	httpd_stop_when_full(h);
+}
+
 void httpd_conn_free(struct httpd_conn *c)
 {
 	struct httpd *h = c->httpd;
+	idle_end(c);
 	conn_drop_request(c);
 	if (c->prev)
 		c->prev->next = c->next;
@@ -178,6 +202,7 @@ static void conn_wait(struct httpd_conn *c, int64_t timeout_us)
 static void conn_begin(struct httpd_conn *c)
 {
 	struct httpd_request *r = mem_alloc(sizeof(*r));
+	idle_end(c);
 	r->magic = REQUEST_MAGIC;
 	r->conn = c;
 	httpd_framing_init(&r->in, c->httpd->p.max_header_bytes, c->httpd->p.max_body_bytes);
@@ -268,6 +293,7 @@ static void on_written(struct bufferevent *bev, void *arg)
 	}
 	c->kept = true;
 	conn_wait(c, c->httpd->p.idle_timeout_us);
+	idle_begin(c);
 	conn_read(c); /* what came meanwhile */
 }
 

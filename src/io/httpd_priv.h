@@ -28,12 +28,14 @@ struct httpd_conn {
 	unsigned magic;
 	struct httpd *httpd;
 	struct httpd_conn *next, *prev;
+	struct httpd_conn *idle_next, *idle_prev;
 	enum httpd_conn_state state;
 	struct bufferevent *bev;
 	struct loop_timer *timer;
 	struct httpd_request *request; /* READING, HANDLING */
 	bool close_after, in_handler, dead;
 	bool kept; /* it has had a reply */
+	bool idles; /* kept, and without a request: in the list of those */
 	bool eof; /* the peer's side is shut; what came before still gets its replies */
 	bool continued; /* 100 was sent for this request */
 	size_t holds;	/* bytes of its body, counted in httpd.held */
@@ -62,13 +64,15 @@ struct httpd {
 	struct loop_timer *accept_timer; /* ends a pause after a failed accept */
 	SSL_CTX *tls;
 	struct httpd_conn *conns;
+	struct httpd_conn *idle_first, *idle_last; /* who has idled for longest comes first */
 	unsigned n_conns;
 	size_t held; /* bytes of bodies, of all connections */
 	bool ending, deaf; /* replies close; nothing is accepted */
 };
 
 /* httpd.c */
-void httpd_resume_accept(struct httpd *h); /* unless it is deaf, full, or in a pause */
+void httpd_resume_accept(struct httpd *h); /* unless it is deaf, in a pause, or full of connections that do not idle */
+void httpd_stop_when_full(struct httpd *h);
 
 /* httpd_conn.c */
 void httpd_conn_new(struct httpd *h, int fd, const struct sockaddr *sa); /* takes the descriptor; counts itself in n_conns */

@@ -774,19 +774,58 @@ START_TEST(connection_cap)
 	p.max_connections = 3;
 	start(&p);
 	for (int i = 0; i < 6; i++)
-		say(dial(i), "GET /x HTTP/1.1\r\n" H "\r\n");
-	for (int i = 0; i < 3; i++)
-		ck_assert_int_eq(await(&clients[i]), 200);
+		say(dial(i), i < 3 ? "GET /x HTTP/1.1\r\n" H : "GET /x HTTP/1.1\r\n" H "\r\n");
 	int64_t began = sys_mono_us();
 	wait_for(sys_mono_us() - began > 50 * US_PER_MS);
 	ck_assert_uint_eq(httpd_connections(server), 3);
-	ck_assert_int_eq(n_handled, 3);
+	ck_assert_int_eq(n_handled, 0);
 	for (int i = 0; i < 3; i++) {
 		hang_up(&clients[i]);
 		ck_assert_int_eq(await(&clients[i + 3]), 200);
 		ck_assert_uint_le(httpd_connections(server), 3);
 	}
 	for (int i = 3; i < 6; i++)
+		hang_up(&clients[i]);
+	wait_for(httpd_connections(server) == 0);
+}
+END_TEST
+
+static void served(struct client *c)
+{
+	say(c, "GET /x HTTP/1.1\r\n" H "\r\n");
+	ck_assert_int_eq(await(c), 200);
+}
+
+START_TEST(idle_connections_make_room)
+{
+	struct httpd_params p = params();
+	p.max_connections = 3;
+	start(&p);
+	for (int i = 0; i < 3; i++)
+		served(dial(i));
+	served(&clients[0]); /* 1 has idled for longest now */
+	served(dial(3));
+	ck_assert_int_eq(await(&clients[1]), 0);
+	ck_assert_uint_eq(httpd_connections(server), 3);
+	served(&clients[0]);
+	/* Who asks is not closed, who idles is; and where nobody idles, they wait. */
+	for (int i = 0; i < 4; i += 3)
+		say(&clients[i], "GET /x HTTP/1.1\r\n" H);
+	int64_t began = sys_mono_us();
+	wait_for(sys_mono_us() - began > 20 * US_PER_MS);
+	say(dial(4), "GET /x HTTP/1.1\r\n" H);
+	ck_assert_int_eq(await(&clients[2]), 0);
+	say(dial(5), "GET /x HTTP/1.1\r\n" H "\r\n");
+	began = sys_mono_us();
+	int before = n_handled;
+	wait_for(sys_mono_us() - began > 50 * US_PER_MS);
+	ck_assert_int_eq(n_handled, before);
+	ck_assert_uint_eq(httpd_connections(server), 3);
+	say(&clients[4], "\r\n");
+	ck_assert_int_eq(await(&clients[4]), 200);
+	ck_assert_int_eq(await(&clients[5]), 200); /* in the place of 4, which idles now */
+	ck_assert_int_eq(await(&clients[4]), 0);
+	for (int i = 0; i < 6; i++)
 		hang_up(&clients[i]);
 	wait_for(httpd_connections(server) == 0);
 }
@@ -1122,6 +1161,7 @@ Suite *unit_suite(void)
 	unit_add(t, idle_connections_end);
 	unit_add(t, a_client_that_does_not_take_its_reply);
 	unit_add(t, connection_cap);
+	unit_add(t, idle_connections_make_room);
 	unit_add(t, without_descriptors_connections_wait);
 	unit_add(t, replies_after_the_client_or_the_server_has_gone);
 	unit_add(t, the_server_freed_by_its_handler);
