@@ -38,13 +38,11 @@ struct pending {
 	uint8_t id[16];
 	unsigned tries;
 	bool alone; /* the server refused a group that it was in */
-	api_row_fn
-		*then; /* not an import: the row is to be made if it is not there, and this goes on with it */
+	api_row_fn *then; /* not an import: the row is to be made if it is not there, and this goes on with it */
 
 	int64_t version; /* under which it is sealed; 0: not yet */
 	/* for the present try */
-	int64_t seen_at, created_at,
-		last_failed_at; /* of the row that is there; seen_at 0: of the one to be made */
+	int64_t seen_at, created_at, last_failed_at; /* of the row that is there; seen_at 0: of the one to be made */
 	bool enabled;
 	struct import_times times;
 	struct conn_change to;
@@ -192,15 +190,14 @@ static int seal_all(struct api_imports *q, struct pending *p)
 	const struct import *i = &p->import;
 	int e = seal_one(q, SEAL_ACCESS_TOKEN, p, p->version, &i->access_token, &p->sealed[ACCESS_TOKEN]);
 	if (e == 0)
-		e = seal_one(
-			q, SEAL_REFRESH_TOKEN, p, p->version, &i->refresh_token, &p->sealed[REFRESH_TOKEN]);
+		e = seal_one(q, SEAL_REFRESH_TOKEN, p, p->version, &i->refresh_token, &p->sealed[REFRESH_TOKEN]);
 	if (e != 0 || !i->has_settings)
 		return e;
 	e = seal_one(q, SEAL_SETTINGS, p, 0, &i->settings, &p->sealed[SETTINGS]);
 	buf_reset(&p->settings_public);
-	return e != 0 ? e
-		      : import_mask_settings(
-				buf_str(&i->settings), i->settings.len, p->provider, &p->settings_public);
+	if (e != 0)
+		return e;
+	return import_mask_settings(buf_str(&i->settings), i->settings.len, p->provider, &p->settings_public);
 }
 
 /* The version is part of what is sealed: once is enough as long as it is greater than that of the row. */
@@ -242,16 +239,15 @@ static int build_event(struct group *g, struct pending *p)
 	};
 	buf_reset(&p->entity);
 	buf_reset(&p->entity_id);
-	return api_build_event(p->call->conf, &k, conn_state_word(p->to.state),
-		conn_health_word(p->to.health), p->enabled, g->now, &p->entity, &p->entity_id);
+	return api_build_event(p->call->conf, &k, conn_state_word(p->to.state), conn_health_word(p->to.health),
+		p->enabled, g->now, &p->entity, &p->entity_id);
 }
 
 /* row NULL: as if it were not there. */
 static int prepare(struct group *g, struct pending *p, const struct store_connection *row)
 {
 	const struct conf *c = p->call->conf;
-	const struct policy_margin margin = {
-		.margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction};
+	const struct policy_margin margin = {.margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction};
 	p->seen_at = row != NULL ? row->updated_at : 0;
 	p->created_at = row != NULL ? row->created_at : g->now;
 	p->last_failed_at = row != NULL ? row->last_failed_at : 0;
@@ -329,8 +325,7 @@ static const struct store_connection *row_of(const struct store_connection *v, s
 }
 
 /* The row as it stands now. */
-static struct store_connection as_written(
-	const struct group *g, const struct pending *p, const struct store_written *x)
+static struct store_connection as_written(const struct group *g, const struct pending *p, const struct store_written *x)
 {
 	struct store_connection k = {
 		.key = p->call->key,
@@ -361,8 +356,7 @@ static void answer(struct group *g, struct pending *p, const struct store_writte
 	const struct store_connection row = as_written(g, p, x);
 	g->events = g->events || x->wanted;
 	if (p->times.due_at != INT64_MAX)
-		scheduler_add(g->q->api->parts.scheduler, row.key.application_id, row.key.service_id, p->id,
-			p->times.due_at);
+		scheduler_add(g->q->api->parts.scheduler, row.key.application_id, row.key.service_id, p->id, p->times.due_at);
 	end_all(p, end_with_row, &row);
 }
 
@@ -506,8 +500,8 @@ static void form_group(struct api_imports *q, struct group *g)
 		if (q->last == &p->next)
 			q->last = at;
 		q->queued--;
-		bytes += p->import.access_token.len + p->import.refresh_token.len + p->import.settings.len +
-			 p->import.metadata.len;
+		const struct import *i = &p->import;
+		bytes += i->access_token.len + i->refresh_token.len + i->settings.len + i->metadata.len;
 		join(g, p);
 		if (p->alone)
 			break;
@@ -608,8 +602,7 @@ void api_do_import(struct api_call *c)
 		(void)!import_check(&p->import, provider, &problems); /* what it finds is in `problems` */
 	}
 	if (problems.n > 0) {
-		api_fail_fields(
-			c, API_BAD_REQUEST, "the body is not a connection that can be imported", &problems);
+		api_fail_fields(c, API_BAD_REQUEST, "the body is not a connection that can be imported", &problems);
 		return;
 	}
 	enqueue(c->api->imports, p);

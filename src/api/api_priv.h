@@ -175,8 +175,7 @@ void api_room_close(struct api_room *r); /* one more look; whoever would wait on
 void api_room_free(struct api_room *r); /* whoever waits is answered 503 */
 struct api_baseline { /* a row as it was when the call came */
 	int64_t token_version, attempt_id;
-	bool leased; /* an attempt was out: its end is what is waited for */
-	bool lease_only; /* whatever comes of it */
+	bool leased, lease_only; /* an attempt was out: its end is what is waited for; whatever comes of it */
 };
 /* Waits until the refresh of the call's connection has ended. `fn` gets the row as it is then (sealed token included), and `code`
  * ST_TIMEOUT, ST_NOT_FOUND or ST_UNAVAILABLE. `ended_well`: there are newer tokens. ST_FULL: nobody more may wait. */
@@ -215,8 +214,7 @@ struct json_object *api_body(struct api_call *c, bool may_be_empty);
 /* An event about `k` as `state`, `health` and `enabled` will be. */
 int api_build_event(const struct conf *c, const struct store_connection *k, const char *state, const char *health, bool enabled,
 	int64_t updated_at, struct buf *entity, struct buf *entity_id) MUST_USE;
-/* A connection of the call is leased, so it cannot be forgotten yet: `fn` once it is not, or answered. */
-void api_forget_later(struct api_call *c, api_fn *fn);
+void api_forget_later(struct api_call *c, api_fn *fn); /* its connection is leased: fn once it is not, or answered */
 void api_problem(struct import_problems *p, const char *field, const char *fmt, ...) PRINTF_LIKE(3, 4);
 
 #endif

@@ -22,8 +22,7 @@
 #define ENTITY_MAX ((size_t)32 * 1024)
 
 struct update {
-	struct json_object *body, *settings,
-		*metadata; /* the last two borrowed from the first; NULL: not given */
+	struct json_object *body, *settings, *metadata; /* the last two borrowed from the first; NULL: not given */
 	bool has_enabled, enabled;
 	unsigned tries;
 	struct store_change change;
@@ -55,8 +54,7 @@ static struct json_object *open_settings(const struct api_call *c, const struct 
 	struct json_object *o = NULL;
 	int e = 0;
 	if (k->settings != NULL)
-		e = seal_open(
-			c->conf->keyring, SEAL_SETTINGS, k->id, 0, k->settings, k->settings_len, &plain);
+		e = seal_open(c->conf->keyring, SEAL_SETTINGS, k->id, 0, k->settings, k->settings_len, &plain);
 	if (e == 0)
 		o = plain.len > 0 ? grant_parse_json(buf_str(&plain), plain.len) : grant_parse_json("{}", 2);
 	if (o == NULL)
