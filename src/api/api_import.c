@@ -176,24 +176,16 @@ static void fail_group(struct group *g, int code)
 
 /* ---------------------------------------------------------------- decide, seal, write */
 
-static int seal_one(struct api_imports *q, enum seal_column col, const struct pending *p, int64_t version,
-	const struct buf *plain, struct buf *out)
-{
-	buf_reset(out);
-	if (plain->len == 0)
-		return 0;
-	return seal_column(q->api->conf->keyring, col, p->id, version, plain->data, plain->len, out);
-}
-
 static int seal_all(struct api_imports *q, struct pending *p)
 {
 	const struct import *i = &p->import;
-	int e = seal_one(q, SEAL_ACCESS_TOKEN, p, p->version, &i->access_token, &p->sealed[ACCESS_TOKEN]);
+	struct keyring *k = q->api->conf->keyring;
+	int e = seal_buf(k, SEAL_ACCESS_TOKEN, p->id, p->version, &i->access_token, &p->sealed[ACCESS_TOKEN]);
 	if (e == 0)
-		e = seal_one(q, SEAL_REFRESH_TOKEN, p, p->version, &i->refresh_token, &p->sealed[REFRESH_TOKEN]);
+		e = seal_buf(k, SEAL_REFRESH_TOKEN, p->id, p->version, &i->refresh_token, &p->sealed[REFRESH_TOKEN]);
 	if (e != 0 || !i->has_settings)
 		return e;
-	e = seal_one(q, SEAL_SETTINGS, p, 0, &i->settings, &p->sealed[SETTINGS]);
+	e = seal_buf(k, SEAL_SETTINGS, p->id, 0, &i->settings, &p->sealed[SETTINGS]);
 	buf_reset(&p->settings_public);
 	if (e != 0)
 		return e;
@@ -293,17 +285,16 @@ static struct store_upsert upsert_of(const struct pending *p)
 	return u;
 }
 
-typedef int write_fn(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted,
-	store_written_fn *fn, void *arg);
+typedef int write_fn(
+	struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg);
 
 static void write_group(struct group *g, write_fn *write, store_written_fn *fn)
 {
-	struct store_upsert *rows;
 	if (g->n == 0) {
 		group_end(g);
 		return;
 	}
-	rows = mem_calloc(g->n, sizeof *rows);
+	struct store_upsert *rows = mem_calloc(g->n, sizeof *rows);
 	for (size_t i = 0; i < g->n; i++)
 		rows[i] = upsert_of(g->v[i]);
 	struct api *api = g->q->api;

@@ -44,6 +44,12 @@ int seal_column(struct keyring *k, enum seal_column col, const uint8_t id[16], i
 	return crypto_seal(k, aad, len, plain, n, out);
 }
 
+int seal_buf(struct keyring *k, enum seal_column col, const uint8_t id[16], int64_t version, const struct buf *plain, struct buf *out)
+{
+	buf_reset(out);
+	return plain->len > 0 ? seal_column(k, col, id, version, plain->data, plain->len, out) : 0;
+}
+
 int seal_open(struct keyring *k, enum seal_column col, const uint8_t id[16], int64_t version, const void *sealed,
 	size_t n, struct buf *out)
 {

@@ -27,6 +27,8 @@ enum seal_column {
 
 /* `version` is the row's token version; 0 for what has none (settings, webhook secrets). Appends to `out`. */
 int seal_column(struct keyring *k, enum seal_column col, const uint8_t id[16], int64_t version, const void *plain, size_t n, struct buf *out) MUST_USE;
+/* In place of what `out` held; nothing where there is nothing. */
+int seal_buf(struct keyring *k, enum seal_column col, const uint8_t id[16], int64_t version, const struct buf *plain, struct buf *out) MUST_USE;
 /* Appends to `out`, a secret buffer. ST_NO_KEY, ST_CRYPTO, ST_FULL. */
 int seal_open(struct keyring *k, enum seal_column col, const uint8_t id[16], int64_t version, const void *sealed, size_t n, struct buf *out) MUST_USE;
 

@@ -181,28 +181,19 @@ static void gather(struct vault_importer *m, const struct vault_item *v, size_t 
 
 /* ---------------------------------------------------------------- sealing and COPY */
 
-static int seal_into(struct vault_importer *m, enum seal_column col, const struct row *r, int64_t version, const struct buf *plain,
-	struct buf *out)
-{
-	buf_reset(out);
-	if (plain->len == 0)
-		return 0;
-	return seal_column(m->conf->keyring, col, r->id, version, plain->data, plain->len, out);
-}
-
 static int seal_access(struct vault_importer *m, const struct row *r)
 {
-	return seal_into(m, SEAL_ACCESS_TOKEN, r, r->version, &m->items[r->item].import->access_token, &m->sealed[0]);
+	return seal_buf(m->conf->keyring, SEAL_ACCESS_TOKEN, r->id, r->version, &m->items[r->item].import->access_token, &m->sealed[0]);
 }
 
 static int seal_refresh(struct vault_importer *m, const struct row *r)
 {
-	return seal_into(m, SEAL_REFRESH_TOKEN, r, r->version, &m->items[r->item].import->refresh_token, &m->sealed[1]);
+	return seal_buf(m->conf->keyring, SEAL_REFRESH_TOKEN, r->id, r->version, &m->items[r->item].import->refresh_token, &m->sealed[1]);
 }
 
 static int seal_settings(struct vault_importer *m, const struct row *r)
 {
-	return seal_into(m, SEAL_SETTINGS, r, 0, &m->items[r->item].import->settings, &m->sealed[2]);
+	return seal_buf(m->conf->keyring, SEAL_SETTINGS, r->id, 0, &m->items[r->item].import->settings, &m->sealed[2]);
 }
 
 static int mask_settings(struct vault_importer *m, const struct row *r)
