@@ -45,6 +45,11 @@ def processes_with(text):
 	return found
 
 
+def as_from_a_terminal():
+	"""What runs in the background of a script is deaf to Ctrl-C, and would hand that on."""
+	signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Dev:
 	"""One `refreshd --dev` in a session of its own, so that it can get a terminal's Ctrl-C."""
 
@@ -54,7 +59,7 @@ class Dev:
 		self.home = None
 		with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
 			self.p = subprocess.Popen([REFRESHD, "--dev"] + list(options), stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-				env=dict(os.environ, TMPDIR=tmp, **(env or {})), start_new_session=True)
+				env=dict(os.environ, TMPDIR=tmp, **(env or {})), start_new_session=True, preexec_fn=as_from_a_terminal)
 		started.append(self.p)
 
 	def out(self):
