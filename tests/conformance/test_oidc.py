@@ -79,7 +79,11 @@ class Server:
 		self.issuer, self.token_url = facts["issuer"], facts["token_endpoint"]
 
 	def call(self, path, data=None):
-		status, text = w.http(self.issuer + path, data, 60)
+		try:
+			status, text = w.http(self.issuer + path, data, 60)
+		except OSError as e:
+			self.log.seek(0)
+			raise RuntimeError("%s: %s; the OAuth server (exit status %s) said:\n%s" % (path, e, self.proc.poll(), self.log.read()[-2000:]))
 		if status != 200:
 			raise RuntimeError("%s: %d %s" % (path, status, text))
 		return text
