@@ -68,6 +68,8 @@ class Server:
 		ready = os.path.join(folder, "oidc-ready")
 		self.keys = os.path.join(folder, "oidc-keys")
 		self.log = open(os.path.join(folder, "oidc-log"), "w+")
+		if os.path.exists(ready):
+			os.remove(ready) # of a server before this one, at another port
 		self.proc = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "node", "server.mjs", "--ready-file", ready, "--keys-dir", self.keys,
 			"--at-ttl", str(LIFE_S)], cwd=FOLDER, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
 		wait_until("the OAuth server", lambda: os.path.exists(ready) or self.proc.poll() is not None, 60)
