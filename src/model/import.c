@@ -308,7 +308,9 @@ static void write_value(struct writing *x, const char *name, struct json_object 
 	case json_type_object:
 		jsonw_object(&x->w, name);
 		json_object_object_foreach(o, key, v)
+		{
 			write_value(x, key, v);
+		}
 		jsonw_object_end(&x->w);
 		return;
 	}
