@@ -240,17 +240,6 @@ bool buf_equals(const struct buf *b, const void *p, size_t n)
 	return diff == 0;
 }
 
-static int open_fault(struct fault *f, const char *path, int err)
-{
-	int code = ST_IO;
-
-	if (err == ENOENT || err == ENOTDIR)
-		code = ST_NOT_FOUND;
-	else if (err == EACCES || err == EPERM)
-		code = ST_DENIED;
-	return fault_set(f, code, "%s: cannot open: %s", path, strerror(err));
-}
-
 /* The part of the block that can be read into, grown while the maximum allows; 0 when it is full. */
 static size_t spare_for_read(struct buf *b)
 {
@@ -306,7 +295,7 @@ int buf_read_file(struct buf *b, const char *path, struct fault *f)
 	struct buf whole = {.max = b->max, .secret = b->secret};
 
 	if (fd < 0)
-		return open_fault(f, path, errno);
+		return fault_set(f, errno == ENOTDIR ? ST_NOT_FOUND : status_of_errno(errno), "%s: cannot open: %s", path, strerror(errno));
 	int rc = read_regular(fd, &whole, path, f);
 	close(fd);
 	if (rc == 0)

@@ -7,6 +7,7 @@
  */
 #include "base/status.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -81,5 +82,27 @@ const char *status_text(int code)
 #undef X
 	default:
 		return "unknown status";
+	}
+}
+
+int status_of_errno(int err)
+{
+	switch (err) {
+	case ENOENT:
+		return ST_NOT_FOUND;
+	case EACCES:
+	case EPERM:
+	case EROFS:
+		return ST_DENIED;
+	case ENOSPC:
+	case EDQUOT:
+	case EFBIG: /* a limit on the size of files */
+		return ST_NO_SPACE;
+	case EADDRINUSE:
+		return ST_EXISTS;
+	case EADDRNOTAVAIL:
+		return ST_INVALID;
+	default:
+		return ST_IO;
 	}
 }

@@ -54,4 +54,7 @@ int fault_wrap(struct fault *f, int code, const char *fmt, ...) PRINTF_LIKE(3, 4
 /* The short text of a code, "unknown status" for a foreign number. Never NULL. */
 const char *status_text(int code);
 
+/* What an errno of files and sockets means to the program; ST_IO for all that is not told apart. */
+int status_of_errno(int err);
+
 #endif

@@ -29,14 +29,7 @@ union address {
 
 static int socket_fault(struct fault *f, const char *name, const char *what, int err)
 {
-	int code = ST_IO;
-	if (err == EADDRINUSE)
-		code = ST_EXISTS;
-	else if (err == EACCES || err == EPERM)
-		code = ST_DENIED;
-	else if (err == EADDRNOTAVAIL)
-		code = ST_INVALID;
-	return fault_set(f, code, "%s: %s: %s", name, what, strerror(err));
+	return fault_set(f, status_of_errno(err), "%s: %s: %s", name, what, strerror(err));
 }
 
 /* Removes a socket that nobody listens on any more. */
@@ -203,8 +196,7 @@ static int check_readable(const char *path, struct fault *f)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
-		return fault_set(f, errno == ENOENT ? ST_NOT_FOUND : errno == EACCES ? ST_DENIED : ST_IO, "%s: %s", path,
-			strerror(errno));
+		return fault_set(f, status_of_errno(errno), "%s: %s", path, strerror(errno));
 	close(fd);
 	return 0;
 }

@@ -21,7 +21,7 @@ struct httpd_socket {
 
 /*
  * Binds and listens; with inherited_fd >= 0 takes that one over. A unix socket that nobody listens on is replaced. ST_EXISTS
- * (in use, or the path is no socket), ST_DENIED, ST_INVALID, ST_IO.
+ * (in use, or the path is no socket), ST_DENIED, ST_INVALID, ST_NOT_FOUND (the folder of a path), ST_IO.
  */
 int httpd_socket_open(const struct listen_addr *a, int inherited_fd, struct httpd_socket *out, struct fault *f) MUST_USE;
 void httpd_socket_unlink(const struct httpd_socket *s); /* the descriptor is the caller's to close */

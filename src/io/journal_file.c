@@ -7,7 +7,6 @@
 #include "io/journal_file.h"
 
 #include <dirent.h>
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -18,6 +17,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/crypto.h"
 #include "base/mem.h"
 #include "io/journal.h"
@@ -59,53 +59,9 @@ void journal_file_set_ops(const struct journal_ops *o)
 	ops = o ? o : &journal_file_real_ops;
 }
 
-static int errno_status(int err)
-{
-	switch (err) {
-	case ENOSPC:
-	case EDQUOT:
-	case EFBIG: /* a limit on the size of files */
-		return ST_NO_SPACE;
-	case EACCES:
-	case EPERM:
-	case EROFS:
-		return ST_DENIED;
-	case ENOENT:
-		return ST_NOT_FOUND;
-	default:
-		return ST_IO;
-	}
-}
-
 static int file_fault(struct fault *f, const struct journal_dir *d, const char *name, const char *what, int err)
 {
-	return fault_set(f, errno_status(err), "%s/%s: %s: %s", d->path, name, what, strerror(err));
-}
-
-static void put32(uint8_t *p, uint32_t v)
-{
-	v = htole32(v);
-	memcpy(p, &v, sizeof(v));
-}
-
-static void put64(uint8_t *p, uint64_t v)
-{
-	v = htole64(v);
-	memcpy(p, &v, sizeof(v));
-}
-
-static uint32_t get32(const uint8_t *p)
-{
-	uint32_t v;
-	memcpy(&v, p, sizeof(v));
-	return le32toh(v);
-}
-
-static uint64_t get64(const uint8_t *p)
-{
-	uint64_t v;
-	memcpy(&v, p, sizeof(v));
-	return le64toh(v);
+	return fault_set(f, status_of_errno(err), "%s/%s: %s: %s", d->path, name, what, strerror(err));
 }
 
 /* --- the directory */
@@ -145,11 +101,11 @@ int journal_dir_open(const char *path, bool own, struct journal_dir *out, struct
 {
 	bool made = own && mkdir(path, 0700) == 0;
 	if (own && !made && errno != EEXIST)
-		return fault_set(f, errno_status(errno) == ST_NOT_FOUND ? ST_IO : errno_status(errno), "%s: mkdir: %s",
+		return fault_set(f, status_of_errno(errno) == ST_NOT_FOUND ? ST_IO : status_of_errno(errno), "%s: mkdir: %s",
 			path, strerror(errno));
 	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
-		return fault_set(f, errno_status(errno), "%s: open directory: %s", path, strerror(errno));
+		return fault_set(f, status_of_errno(errno), "%s: open directory: %s", path, strerror(errno));
 	struct journal_dir d = { .fd = fd, .path = mem_strdup(path) };
 	int code = own ? own_dir(&d, f) : 0;
 	if (code == 0 && made)
@@ -297,10 +253,10 @@ static int activate(const struct journal_dir *d, int fd, const struct journal_na
 {
 	uint8_t h[JOURNAL_FILE_HEADER] = { 0 };
 	memcpy(h, SEGMENT_MAGIC, 8);
-	put32(h + 8, SEGMENT_VERSION);
-	put64(h + 16, name->number);
-	put64(h + 24, name->first_seq);
-	put32(h + 36, crypto_crc32c(0, h, 36));
+	bytes_put_le32(h + 8, SEGMENT_VERSION);
+	bytes_put_le64(h + 16, name->number);
+	bytes_put_le64(h + 24, name->first_seq);
+	bytes_put_le32(h + 36, crypto_crc32c(0, h, 36));
 	int code = journal_write(d, JOURNAL_FILE_SPARE, fd, h, sizeof(h), 0, f);
 	if (code != 0)
 		return code;
@@ -346,7 +302,7 @@ size_t journal_record_size(size_t n)
 static uint32_t record_sum(uint64_t number, const uint8_t head[20], const void *p, size_t n)
 {
 	uint8_t num[8];
-	put64(num, number);
+	bytes_put_le64(num, number);
 	uint32_t crc = crypto_crc32c(0, num, sizeof(num));
 	crc = crypto_crc32c(crc, head, 20);
 	return n > 0 ? crypto_crc32c(crc, p, n) : crc;
@@ -358,11 +314,11 @@ int journal_record_append(struct buf *out, uint64_t number, enum journal_type ty
 	uint8_t h[JOURNAL_FILE_RECORD];
 	size_t pad = journal_record_size(n) - JOURNAL_FILE_RECORD - n;
 	ALWAYS(n <= JOURNAL_RECORD_MAX);
-	put32(h, RECORD_MAGIC);
-	put32(h + 4, (uint32_t)type);
-	put64(h + 8, seq);
-	put32(h + 16, (uint32_t)n);
-	put32(h + 20, record_sum(number, h, p, n));
+	bytes_put_le32(h, RECORD_MAGIC);
+	bytes_put_le32(h + 4, (uint32_t)type);
+	bytes_put_le64(h + 8, seq);
+	bytes_put_le32(h + 16, (uint32_t)n);
+	bytes_put_le32(h + 20, record_sum(number, h, p, n));
 	int code = buf_reserve(out, journal_record_size(n));
 	if (code == 0)
 		code = buf_append(out, h, sizeof(h));
@@ -424,8 +380,8 @@ static int read_record(int fd, uint64_t number, uint64_t offset, uint64_t size, 
 	ssize_t k = read_at(fd, h, sizeof(h), offset);
 	if (k != (ssize_t)sizeof(h))
 		return k < 0 ? -1 : 0;
-	uint32_t type = get32(h + 4), n = get32(h + 16);
-	if (get32(h) != RECORD_MAGIC || (type != JOURNAL_DATA && type != JOURNAL_DONE) || n > JOURNAL_RECORD_MAX)
+	uint32_t type = bytes_get_le32(h + 4), n = bytes_get_le32(h + 16);
+	if (bytes_get_le32(h) != RECORD_MAGIC || (type != JOURNAL_DATA && type != JOURNAL_DONE) || n > JOURNAL_RECORD_MAX)
 		return 0;
 	if (n > size - offset - sizeof(h))
 		return 0;
@@ -436,9 +392,9 @@ static int read_record(int fd, uint64_t number, uint64_t offset, uint64_t size, 
 	if (k != (ssize_t)n)
 		return k < 0 ? -1 : 0;
 	buf_added(body, n);
-	if (record_sum(number, h, body->data, n) != get32(h + 20))
+	if (record_sum(number, h, body->data, n) != bytes_get_le32(h + 20))
 		return 0;
-	*r = (struct journal_record){ .type = (enum journal_type)type, .seq = get64(h + 8), .offset = offset, .p = body->data, .n = n };
+	*r = (struct journal_record){ .type = (enum journal_type)type, .seq = bytes_get_le64(h + 8), .offset = offset, .p = body->data, .n = n };
 	return 1;
 }
 
@@ -464,11 +420,11 @@ static int check_version(const struct journal_dir *d, const char *name, int fd, 
 	ssize_t k = read_at(fd, h, sizeof(h), 0);
 	if (k < 0)
 		return file_fault(f, d, name, "read", errno);
-	if (k != (ssize_t)sizeof(h) || memcmp(h, SEGMENT_MAGIC, 8) != 0 || get32(h + 36) != crypto_crc32c(0, h, 36))
+	if (k != (ssize_t)sizeof(h) || memcmp(h, SEGMENT_MAGIC, 8) != 0 || bytes_get_le32(h + 36) != crypto_crc32c(0, h, 36))
 		return 0;
-	if (get32(h + 8) != SEGMENT_VERSION)
+	if (bytes_get_le32(h + 8) != SEGMENT_VERSION)
 		return fault_set(f, ST_VERSION, "%s/%s: format version %" PRIu32 ", this program reads %u", d->path, name,
-			get32(h + 8), SEGMENT_VERSION);
+			bytes_get_le32(h + 8), SEGMENT_VERSION);
 	return 0;
 }
 
@@ -493,7 +449,7 @@ static int skip_damage(int fd, struct window *w, uint64_t *offset)
 			if (k < 8)
 				return 0;
 		}
-		if (get32(w->data + (at - w->from)) != RECORD_MAGIC)
+		if (bytes_get_le32(w->data + (at - w->from)) != RECORD_MAGIC)
 			continue;
 		*offset = at;
 		return 1;

@@ -13,6 +13,7 @@
 
 #include <libpq-fe.h>
 
+#include "base/bytes.h"
 #include "base/mem.h"
 
 #define ARGS_MAGIC 0x50474152u
@@ -130,20 +131,6 @@ static uint8_t *room_for(struct pgargs *a, size_t n)
 	return p;
 }
 
-static void put32(uint8_t *p, uint32_t v)
-{
-	p[0] = (uint8_t)(v >> 24);
-	p[1] = (uint8_t)(v >> 16);
-	p[2] = (uint8_t)(v >> 8);
-	p[3] = (uint8_t)v;
-}
-
-static void put64(uint8_t *p, uint64_t v)
-{
-	put32(p, (uint32_t)(v >> 32));
-	put32(p + 4, (uint32_t)v);
-}
-
 static void add_param(struct pgargs *a, unsigned oid, const uint8_t *value, size_t n)
 {
 	ALWAYS(a->n < PARAMS_MAX);
@@ -169,7 +156,7 @@ static uint8_t *add_value(struct pgargs *a, enum pgtype t, size_t n)
 	if (a->in_array) {
 		ALWAYS(a->array_type == t);
 		uint8_t *p = room_for(a, 4 + n);
-		put32(p, (uint32_t)n);
+		bytes_put_be32(p, (uint32_t)n);
 		a->array_count++;
 		return p + 4;
 	}
@@ -187,7 +174,7 @@ void pgargs_null(struct pgargs *a, enum pgtype t)
 		return;
 	}
 	ALWAYS(a->array_type == t);
-	put32(room_for(a, 4), UINT32_MAX);
+	bytes_put_be32(room_for(a, 4), UINT32_MAX);
 	a->array_count++;
 	a->array_nulls = true;
 }
@@ -206,19 +193,19 @@ void pgargs_i16(struct pgargs *a, int16_t v)
 
 void pgargs_i32(struct pgargs *a, int32_t v)
 {
-	put32(add_value(a, PGT_I32, 4), (uint32_t)v);
+	bytes_put_be32(add_value(a, PGT_I32, 4), (uint32_t)v);
 }
 
 void pgargs_i64(struct pgargs *a, int64_t v)
 {
-	put64(add_value(a, PGT_I64, 8), (uint64_t)v);
+	bytes_put_be64(add_value(a, PGT_I64, 8), (uint64_t)v);
 }
 
 void pgargs_f64(struct pgargs *a, double v)
 {
 	uint64_t bits;
 	memcpy(&bits, &v, sizeof(bits));
-	put64(add_value(a, PGT_F64, 8), bits);
+	bytes_put_be64(add_value(a, PGT_F64, 8), bits);
 }
 
 void pgargs_textn(struct pgargs *a, const char *s, size_t n)
@@ -256,7 +243,7 @@ void pgargs_time(struct pgargs *a, int64_t wall_us)
 		v = INT64_MAX;
 	else if (__builtin_sub_overflow(wall_us, PG_EPOCH_US, &v))
 		v = INT64_MIN;
-	put64(add_value(a, PGT_TIME, 8), (uint64_t)v);
+	bytes_put_be64(add_value(a, PGT_TIME, 8), (uint64_t)v);
 }
 
 void pgargs_time_or_null(struct pgargs *a, int64_t wall_us)
@@ -310,14 +297,14 @@ void pgargs_array_end(struct pgargs *a)
 	ALWAYS(a->in_array);
 	a->in_array = false;
 	uint8_t *head = a->data + a->array_start;
-	put32(head, a->array_count > 0 ? 1 : 0);
-	put32(head + 4, a->array_nulls ? 1 : 0);
-	put32(head + 8, types[a->array_type].oid);
+	bytes_put_be32(head, a->array_count > 0 ? 1 : 0);
+	bytes_put_be32(head + 4, a->array_nulls ? 1 : 0);
+	bytes_put_be32(head + 8, types[a->array_type].oid);
 	if (a->array_count == 0) {
 		a->len = a->array_start + ARRAY_HEAD_EMPTY;
 	} else {
-		put32(head + 12, a->array_count);
-		put32(head + 16, 1);
+		bytes_put_be32(head + 12, a->array_count);
+		bytes_put_be32(head + 16, 1);
 	}
 	add_param(a, types[a->array_type].array_oid, head, a->len - a->array_start);
 }

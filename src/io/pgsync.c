@@ -14,6 +14,7 @@
 #include <libpq-fe.h>
 
 #include "base/buf.h"
+#include "base/bytes.h"
 #include "base/mem.h"
 #include "base/sys.h"
 #include "io/pgerror.h"
@@ -210,7 +211,8 @@ int pgsync_copy_begin(struct pgsync *p, const char *sql, struct fault *f)
 
 static int append_be(struct buf *b, uint32_t v, unsigned bytes)
 {
-	uint8_t be[4] = {(uint8_t)(v >> 24), (uint8_t)(v >> 16), (uint8_t)(v >> 8), (uint8_t)v};
+	uint8_t be[4];
+	bytes_put_be32(be, v);
 	return buf_append(b, be + 4 - bytes, bytes);
 }
 

@@ -9,6 +9,7 @@
 
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/crypto.h"
 #include "base/mem.h"
 #include "base/str.h"
@@ -127,8 +128,9 @@ int reason_parse(const char *s, enum reason *out)
 static void put_part(struct buf *b, const char *part)
 {
 	size_t n = strlen(part);
-	const uint8_t len[4] = {(uint8_t)(n >> 24), (uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n};
+	uint8_t len[4];
 
+	bytes_put_be32(len, (uint32_t)n);
 	/* conn_key_check comes first everywhere, so a part that does not fit is a fault of ours. */
 	ALWAYS(buf_append(b, len, sizeof(len)) == 0);
 	ALWAYS(buf_append(b, part, n) == 0);

@@ -117,6 +117,18 @@ void attempt_finish(struct attempt *a)
 	attempt_end(a, true);
 }
 
+/* The database did not take it now: later. */
+static bool to_be_sent_again(struct attempt *a, int code, enum pg_class class)
+{
+	struct refresh *r = a->owner;
+	if (code == 0 || persist_is_bug(r, class))
+		return false;
+	attempt_set_state(a, AT_SETTLING);
+	queue_push(&r->settling, a);
+	try_again(r);
+	return true;
+}
+
 static void on_quarantined(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
 {
 	struct attempt *a = arg;
@@ -124,12 +136,8 @@ static void on_quarantined(void *arg, int code, enum pg_class class, const enum 
 	(void)v, (void)n;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
 	r->persisting--;
-	if (code != 0 && !persist_is_bug(r, class)) {
-		attempt_set_state(a, AT_SETTLING);
-		queue_push(&r->settling, a);
-		try_again(r);
+	if (to_be_sent_again(a, code, class))
 		return;
-	}
 	log_error("refresh.quarantined", K_ID(a->id), K_TEXT("hint", "its result cannot be written; the reply is kept in the journal"));
 	a->record.result.due_at = TIME_NEVER;
 	finish(a, STORE_LOST);
@@ -154,12 +162,8 @@ static void on_merged(void *arg, int code, enum pg_class class, const enum store
 	(void)n;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
 	r->persisting--;
-	if (code != 0 && !persist_is_bug(r, class)) {
-		attempt_set_state(a, AT_SETTLING);
-		queue_push(&r->settling, a);
-		try_again(r);
+	if (to_be_sent_again(a, code, class))
 		return;
-	}
 	if (code != 0)
 		attempt_unmergeable(a);
 	else if (v[0] == STORE_AGAIN)

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "base/bytes.h"
 #include "service/seal.h"
 
 #define FORMAT 0x01
@@ -38,24 +39,10 @@ bool reply_presented(const struct reply *r, const struct buf *refresh_token)
 	return crypto_equal(sum, r->presented, sizeof sum);
 }
 
-static void put64(uint8_t *p, uint64_t v)
-{
-	for (int i = 0; i < 8; i++)
-		p[i] = (uint8_t)(v >> (56 - 8 * i));
-}
-
-static uint64_t get64(const uint8_t *p)
-{
-	uint64_t v = 0;
-	for (int i = 0; i < 8; i++)
-		v = v << 8 | p[i];
-	return v;
-}
-
 static int add64(struct buf *b, int64_t v)
 {
 	uint8_t raw[8];
-	put64(raw, (uint64_t)v);
+	bytes_put_be64(raw, (uint64_t)v);
 	return buf_append(b, raw, sizeof raw);
 }
 
@@ -93,8 +80,8 @@ int reply_encode(const struct reply *r, struct keyring *k, struct buf *out)
 {
 	uint8_t clear[CLEAR_BYTES] = { FORMAT };
 	memcpy(clear + 1, r->id, 16);
-	put64(clear + 17, (uint64_t)r->attempt_id);
-	put64(clear + 25, (uint64_t)r->token_version);
+	bytes_put_be64(clear + 17, (uint64_t)r->attempt_id);
+	bytes_put_be64(clear + 25, (uint64_t)r->token_version);
 	struct buf plain;
 	buf_init_secret(&plain, REPLY_BODY_MAX + 1024);
 	int e = encode_plain(r, &plain);
@@ -118,7 +105,7 @@ static int64_t take64(struct cursor *c)
 		c->bad = true;
 		return 0;
 	}
-	int64_t v = (int64_t)get64(c->p);
+	int64_t v = (int64_t)bytes_get_be64(c->p);
 	c->p += 8;
 	c->left -= 8;
 	return v;
@@ -165,8 +152,8 @@ int reply_peek(const void *p, size_t n, uint8_t id[16], int64_t *attempt_id, int
 	if (n <= CLEAR_BYTES || b[0] != FORMAT)
 		return ST_SYNTAX;
 	memcpy(id, b + 1, 16);
-	*attempt_id = (int64_t)get64(b + 17);
-	*token_version = (int64_t)get64(b + 25);
+	*attempt_id = (int64_t)bytes_get_be64(b + 17);
+	*token_version = (int64_t)bytes_get_be64(b + 25);
 	return 0;
 }
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/base64.h"
+#include "base/bytes.h"
 #include "base/crypto.h"
 #include "base/mem.h"
 #include "base/str.h"
@@ -214,7 +215,8 @@ bool vault_scope_known(const char *scope)
 static void put_checksum(struct buf *out, const char *text, size_t n)
 {
 	uint32_t crc = crypto_crc32c(0, text, n);
-	const uint8_t be[4] = { (uint8_t)(crc >> 24), (uint8_t)(crc >> 16), (uint8_t)(crc >> 8), (uint8_t)crc };
+	uint8_t be[4];
+	bytes_put_be32(be, crc);
 	ALWAYS(base64url_encode(out, be, sizeof(be)) == 0);
 }
 

@@ -7,7 +7,7 @@ from lintlib import Tap, files, read
 
 SOURCE, HEADER, FUNCTION = 600, 220, 60
 # Being cut; none may be added.
-LONGER = {"src/api/api_import.c": 620, "src/service/vault_import.c": 650}
+LONGER = {"src/service/vault_import.c": 640}
 
 
 def too_long(path, text):

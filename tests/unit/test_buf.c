@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "base/buf.h"
+#include "base/bytes.h"
 #include "base/mem.h"
 
 static bool all_zero(const uint8_t *p, size_t n)
@@ -77,6 +78,36 @@ START_TEST(status_has_a_text_for_every_code)
 #undef X
 	ck_assert_str_eq(status_text(1), "unknown status");
 	ck_assert_str_eq(status_text(-1000), "unknown status");
+}
+END_TEST
+
+START_TEST(status_of_an_errno)
+{
+	ck_assert_int_eq(status_of_errno(ENOENT), ST_NOT_FOUND);
+	ck_assert_int_eq(status_of_errno(EACCES), ST_DENIED);
+	ck_assert_int_eq(status_of_errno(EROFS), ST_DENIED);
+	ck_assert_int_eq(status_of_errno(ENOSPC), ST_NO_SPACE);
+	ck_assert_int_eq(status_of_errno(EDQUOT), ST_NO_SPACE);
+	ck_assert_int_eq(status_of_errno(EADDRINUSE), ST_EXISTS);
+	ck_assert_int_eq(status_of_errno(EADDRNOTAVAIL), ST_INVALID);
+	ck_assert_int_eq(status_of_errno(ENOTDIR), ST_IO); /* it is there, and not what was meant */
+}
+END_TEST
+
+START_TEST(numbers_have_the_order_that_was_asked_for)
+{
+	uint8_t b[9];
+	bytes_put_be32(b + 1, 0x01020304);
+	ck_assert_mem_eq(b + 1, "\x01\x02\x03\x04", 4);
+	bytes_put_le32(b + 1, 0x01020304);
+	ck_assert_mem_eq(b + 1, "\x04\x03\x02\x01", 4);
+	ck_assert_uint_eq(bytes_get_le32(b + 1), 0x01020304);
+	bytes_put_be64(b + 1, UINT64_C(0x0102030405060708));
+	ck_assert_mem_eq(b + 1, "\x01\x02\x03\x04\x05\x06\x07\x08", 8);
+	ck_assert_uint_eq(bytes_get_be64(b + 1), UINT64_C(0x0102030405060708));
+	bytes_put_le64(b + 1, UINT64_C(0x0102030405060708));
+	ck_assert_mem_eq(b + 1, "\x08\x07\x06\x05\x04\x03\x02\x01", 8);
+	ck_assert_uint_eq(bytes_get_le64(b + 1), UINT64_C(0x0102030405060708));
 }
 END_TEST
 
@@ -766,6 +797,8 @@ Suite *unit_suite(void)
 	TCase *tc = tcase_create("status");
 
 	unit_add(tc, status_has_a_text_for_every_code);
+	unit_add(tc, status_of_an_errno);
+	unit_add(tc, numbers_have_the_order_that_was_asked_for);
 	unit_add(tc, fault_is_set_and_wrapped);
 	unit_add(tc, fault_wrap_fills_an_empty_fault);
 	unit_add(tc, fault_may_be_null);
