@@ -9,13 +9,13 @@ there is no network on purpose. "test_oidc.py --install" only fetches them.
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "integration"))
+import npmlib
 import world as w
 from apiclient import Client, connection_path
 from world import wait_until
@@ -34,31 +34,6 @@ CLIENTS = {
 	"pkjwt-rs": ("pkjwt-rs", None, "private_key_jwt", {"assertion_alg": "RS256"}),
 	"public": ("public", None, "none", {}),
 }
-
-
-def install():
-	"""The packages in the build folder; None, or why they are not there."""
-	for program in ("node", "npm"):
-		if shutil.which(program) is None:
-			return "%s is not installed (Debian: apt-get install nodejs npm)" % program
-	os.makedirs(FOLDER, exist_ok=True)
-	stamp = os.path.join(FOLDER, "installed")
-	with open(os.path.join(HERE, "package-lock.json")) as f:
-		lock = f.read()
-	for name in FILES:
-		shutil.copyfile(os.path.join(HERE, name), os.path.join(FOLDER, name))
-	if os.path.exists(stamp):
-		with open(stamp) as f:
-			if f.read() == lock:
-				return None
-	env = dict(os.environ, npm_config_cache=os.path.join(FOLDER, "cache")) if not os.access(os.path.expanduser("~"), os.W_OK) else None
-	done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=2"], cwd=FOLDER, env=env,
-		stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-	if done.returncode != 0:
-		return "npm ci failed in %s. It needs the npm registry once; without a network set REFRESHD_OFFLINE=1.\n%s" % (FOLDER, done.stdout[-1500:])
-	with open(stamp, "w") as f:
-		f.write(lock)
-	return None
 
 
 class Server:
@@ -254,7 +229,7 @@ def client_credentials(tap, world):
 
 def main():
 	tap = w.Tap()
-	why = install()
+	why = npmlib.install(HERE, FOLDER, FILES)
 	if sys.argv[1:] == ["--install"]:
 		if why is not None:
 			print(why, file=sys.stderr)

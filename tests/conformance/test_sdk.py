@@ -7,12 +7,12 @@ there is no network on purpose. "test_sdk.py --install" only fetches them.
 """
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "integration"))
+import npmlib
 import world as w
 from test_api import open_vault, tokens
 
@@ -20,31 +20,6 @@ FOLDER = os.path.join(w.BUILD, "tests/conformance/npm-sdk")
 FILES = ["package.json", "package-lock.json", "run.mjs"]
 PACKAGES = ["unify-0.52", "unify-0.39", "unify-0.22", "@apideck/node"]
 STEPS = ["import", "list", "get", "update", "validate", "consumers", "consumer", "logs", "not_found", "bad_import", "delete", "deleted", "unauthorized"]
-
-
-def install():
-	"""The packages in the build folder; None, or why they are not there."""
-	for program in ("node", "npm"):
-		if shutil.which(program) is None:
-			return "%s is not installed (Debian: apt-get install nodejs npm)" % program
-	os.makedirs(FOLDER, exist_ok=True)
-	for name in FILES:
-		shutil.copyfile(os.path.join(HERE, "sdk", name), os.path.join(FOLDER, name))
-	stamp = os.path.join(FOLDER, "installed")
-	with open(os.path.join(HERE, "sdk/package-lock.json")) as f:
-		lock = f.read()
-	if os.path.exists(stamp):
-		with open(stamp) as f:
-			if f.read() == lock:
-				return None
-	env = dict(os.environ, npm_config_cache=os.path.join(FOLDER, "cache")) if not os.access(os.path.expanduser("~"), os.W_OK) else None
-	done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=2"], cwd=FOLDER, env=env,
-		stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-	if done.returncode != 0:
-		return "npm ci failed in %s. It needs the npm registry once; without a network set REFRESHD_OFFLINE=1.\n%s" % (FOLDER, done.stdout[-1500:])
-	with open(stamp, "w") as f:
-		f.write(lock)
-	return None
 
 
 def find(x, *names):
@@ -100,7 +75,7 @@ def run(tap, vault, client, package, token):
 
 
 def main():
-	why = install()
+	why = npmlib.install(os.path.join(HERE, "sdk"), FOLDER, FILES)
 	if "--install" in sys.argv[1:]:
 		print(why or "installed in " + FOLDER)
 		return 1 if why else 0
