@@ -18,7 +18,7 @@
 #include "model/policy.h"
 #include "service/seal.h"
 
-#define GROUPS 3 /* one is executed while the one before is on its way to the disk */
+#define GROUPS 2 /* one is executed while the other is on its way to the disk */
 #define GROUP_MAX 128
 #define GROUP_BYTES ((size_t)2 * 1024 * 1024)
 #define PASSED_MAX 1024

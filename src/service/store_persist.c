@@ -2,7 +2,8 @@
  * store_persist - the SQL of a refresh behind its request: its result, its release, its quarantine, and events.
  *
  * Every statement asks for the fence (attempt id and token version) again, under the row lock of `schedule`, which it takes before
- * anything else. Read the statements first; the C below only binds and unpacks.
+ * anything else. Arrays are unnested in the select list: in FROM each of them would be a tuplestore of its own. Read the statements
+ * first; the C below only binds and unpacks.
  */
 #include "service/store_refresh.h"
 
@@ -45,15 +46,22 @@
 	" ON CONFLICT DO NOTHING),"
 static const struct pgstmt SQL_PERSIST = {
 	"refresh_persist",
-	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::timestamptz[],"
-	" $6::smallint[], $7::boolean[], $8::bytea[], $9::bytea[], $10::bytea[], $11::bytea[], $12::timestamptz[],"
-	" $13::timestamptz[], $14::timestamptz[], $15::timestamptz[], $16::text[], $17::text[], $18::bytea[], $19::boolean[],"
-	" $20::text[], $21::text[], $22::text[], $23::int[], $24::timestamptz[], $25::timestamptz[], $26::timestamptz[],"
-	" $27::text[], $28::uuid[], $29::text[], $30::text[], $31::text[], $32::timestamptz[]) WITH ORDINALITY"
-	" AS t (slot, connection_id, attempt_id, token_version, due_at, doubts, has_token, access_token, refresh_token,"
-	" previous_refresh_token, captured, issued_at, expires_at, refresh_issued_at, refresh_expires_at, token_type, scope,"
-	" raw_reply, touch, state, health, reason, failures, first_failed_at, last_failed_at, updated_at, event_type, event_id,"
-	" application_id, entity_id, entity, seen_at, ord)),"
+	"WITH r AS MATERIALIZED (SELECT unnest($1::smallint[]) AS slot, "
+	"unnest($2::uuid[]) AS connection_id, unnest($3::bigint[]) AS attempt_id, "
+	"unnest($4::bigint[]) AS token_version, unnest($5::timestamptz[]) AS due_at, "
+	"unnest($6::smallint[]) AS doubts, unnest($7::boolean[]) AS has_token, "
+	"unnest($8::bytea[]) AS access_token, unnest($9::bytea[]) AS refresh_token, "
+	"unnest($10::bytea[]) AS previous_refresh_token, unnest($11::bytea[]) AS captured, "
+	"unnest($12::timestamptz[]) AS issued_at, unnest($13::timestamptz[]) AS expires_at, "
+	"unnest($14::timestamptz[]) AS refresh_issued_at, unnest($15::timestamptz[]) AS refresh_expires_at, "
+	"unnest($16::text[]) AS token_type, unnest($17::text[]) AS scope, unnest($18::bytea[]) AS raw_reply, "
+	"unnest($19::boolean[]) AS touch, unnest($20::text[]) AS state, unnest($21::text[]) AS health, "
+	"unnest($22::text[]) AS reason, unnest($23::int[]) AS failures, "
+	"unnest($24::timestamptz[]) AS first_failed_at, unnest($25::timestamptz[]) AS last_failed_at, "
+	"unnest($26::timestamptz[]) AS updated_at, unnest($27::text[]) AS event_type, "
+	"unnest($28::uuid[]) AS event_id, unnest($29::text[]) AS application_id, "
+	"unnest($30::text[]) AS entity_id, unnest($31::text[]) AS entity, unnest($32::timestamptz[]) AS seen_at, "
+	"unnest($34::int[]) AS ord),"
 	RESULT_LOCK
 	" n AS (UPDATE refreshd.connection c SET state = r.state, health = r.health, reason = r.reason, failures = r.failures,"
 	" first_failed_at = r.first_failed_at, last_failed_at = r.last_failed_at, updated_at = r.updated_at FROM r JOIN l USING (ord)"
@@ -86,15 +94,19 @@ static const struct pgstmt SQL_PERSIST = {
 	" SELECT v.verdict FROM v ORDER BY v.ord",
 };
 
-/* The same where every result is a new token for a connection that was well and stays so: half the parameters, each of which costs the
- * server as much as an index entry, and no second look at a row that was written. That look is what the CASE is for. */
+/* The same where every result is a new token for a connection that was well and stays so: half the parameters, and no second look
+ * at a row that was written. That look is what the CASE is for. */
 static const struct pgstmt SQL_RENEW = {
 	"refresh_renew",
-	"WITH r AS MATERIALIZED (SELECT t.*, true AS has_token FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[],"
-	" $5::timestamptz[], $6::smallint[], $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[], $11::timestamptz[],"
-	" $12::timestamptz[], $13::timestamptz[], $14::timestamptz[], $15::text[], $16::text[]) WITH ORDINALITY"
-	" AS t (slot, connection_id, attempt_id, token_version, due_at, doubts, access_token, refresh_token,"
-	" previous_refresh_token, captured, issued_at, expires_at, refresh_issued_at, refresh_expires_at, token_type, scope, ord)),"
+	"WITH r AS MATERIALIZED (SELECT true AS has_token, unnest($1::smallint[]) AS slot, "
+	"unnest($2::uuid[]) AS connection_id, unnest($3::bigint[]) AS attempt_id, "
+	"unnest($4::bigint[]) AS token_version, unnest($5::timestamptz[]) AS due_at, "
+	"unnest($6::smallint[]) AS doubts, unnest($7::bytea[]) AS access_token, "
+	"unnest($8::bytea[]) AS refresh_token, unnest($9::bytea[]) AS previous_refresh_token, "
+	"unnest($10::bytea[]) AS captured, unnest($11::timestamptz[]) AS issued_at, "
+	"unnest($12::timestamptz[]) AS expires_at, unnest($13::timestamptz[]) AS refresh_issued_at, "
+	"unnest($14::timestamptz[]) AS refresh_expires_at, unnest($15::text[]) AS token_type, "
+	"unnest($16::text[]) AS scope, unnest($18::int[]) AS ord),"
 	RESULT_LOCK
 	" f AS (UPDATE refreshd.schedule s SET due_at = r.due_at, doubts = r.doubts, lease_owner = NULL, lease_until = NULL,"
 	" sent_deadline = NULL, token_version = s.token_version + 1 FROM r JOIN l USING (ord)"
@@ -118,8 +130,9 @@ static const struct pgstmt SQL_RENEW = {
  * row gets its attempt id (`n`), and no claim takes a row that carries its own. */
 static const struct pgstmt SQL_RELEASE = {
 	"refresh_release",
-	"WITH t AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[]) WITH ORDINALITY"
-	" AS t (slot, connection_id, attempt_id, due_at, ord)),"
+	"WITH t AS MATERIALIZED (SELECT unnest($1::smallint[]) AS slot, "
+	"unnest($2::uuid[]) AS connection_id, unnest($3::bigint[]) AS attempt_id, "
+	"unnest($4::timestamptz[]) AS due_at, unnest($6::int[]) AS ord),"
 	" l AS MATERIALIZED (SELECT t.ord, s.attempt_id, s.due_at, s.lease_owner FROM refreshd.schedule s"
 	" JOIN t ON s.slot = t.slot AND s.connection_id = t.connection_id FOR NO KEY UPDATE OF s SKIP LOCKED),"
 	" u AS (UPDATE refreshd.schedule s SET lease_owner = NULL, lease_until = NULL, sent_deadline = NULL,"
@@ -229,6 +242,7 @@ int store_persist(struct store *s, const struct store_result *v, size_t n, store
 		add_connection_columns(a, v, n);
 	}
 	pgargs_i64(a, store_epoch(s));
+	COLUMN(PGT_I32, pgargs_i32(a, (int32_t)(x - v)));
 	return send_persist(s, renewals < n ? &SQL_PERSIST : &SQL_RENEW, a, fn, arg);
 }
 
@@ -239,6 +253,7 @@ int store_release(struct store *s, const struct store_release *v, size_t n, stor
 	COLUMN(PGT_I64, pgargs_i64(a, x->attempt_id));
 	COLUMN(PGT_TIME, pgargs_time_or_null(a, x->due_at));
 	pgargs_i64(a, store_epoch(s));
+	COLUMN(PGT_I32, pgargs_i32(a, (int32_t)(x - v)));
 	return send_persist(s, &SQL_RELEASE, a, fn, arg);
 }
 

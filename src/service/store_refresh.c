@@ -57,8 +57,9 @@ enum {
  * together. */
 static const struct pgstmt SQL_CLAIM = {
 	"refresh_claim",
-	"WITH want AS MATERIALIZED (SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::timestamptz[], $8::bigint[])"
-	" AS t (slot, connection_id, attempt_id, due_at, takeover_us)),"
+	"WITH want AS MATERIALIZED (SELECT unnest($1::smallint[]) AS slot, "
+	"unnest($2::uuid[]) AS connection_id, unnest($3::bigint[]) AS attempt_id, "
+	"unnest($4::timestamptz[]) AS due_at, unnest($8::bigint[]) AS takeover_us),"
 	" c AS MATERIALIZED (SELECT s.slot, s.connection_id, w.attempt_id FROM refreshd.schedule s"
 	" JOIN want w ON s.slot = w.slot AND s.connection_id = w.connection_id"
 	" WHERE s.due_at <= w.due_at AND s.due_at < 'infinity' AND (s.lease_until IS NULL OR s.lease_until <= now())"

@@ -24,14 +24,21 @@ static const struct pgstmt SQL_LOCK = {
 	" FOR NO KEY UPDATE) locked",
 };
 
-/* What comes in, a row each. No table is joined to it anywhere: rows that are there are found by ON CONFLICT or one by one. */
-#define UPSERT_ROWS                                                                                                           \
-	"unnest($1::smallint[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[],"        \
-	" $9::timestamptz[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[], $14::bytea[],"   \
-	" $15::bytea[], $16::bytea[], $17::text[], $18::text[], $19::text[], $20::text[], $21::timestamptz[], $22::text[],"   \
-	" $23::uuid[], $24::text[], $25::text[]) AS t (slot, connection_id, application_id, consumer_id, unified_api, service_id," \
-	" auth_type, token_version, due_at, issued_at, expires_at, refresh_issued_at, refresh_expires_at, access_token,"      \
-	" refresh_token, settings, settings_public, metadata, state, health, seen_at, event_type, event_id, entity_id, entity)"
+/* What comes in, a row each; in the select list, because each array in FROM would be a tuplestore of its own. No table is
+ * joined to it anywhere: rows that are there are found by ON CONFLICT or one by one. */
+#define UPSERT_ROWS \
+	"(SELECT unnest($1::smallint[]) AS slot, unnest($2::uuid[]) AS connection_id, " \
+	"unnest($3::text[]) AS application_id, unnest($4::text[]) AS consumer_id, " \
+	"unnest($5::text[]) AS unified_api, unnest($6::text[]) AS service_id, " \
+	"unnest($7::text[]) AS auth_type, unnest($8::bigint[]) AS token_version, " \
+	"unnest($9::timestamptz[]) AS due_at, unnest($10::timestamptz[]) AS issued_at, " \
+	"unnest($11::timestamptz[]) AS expires_at, unnest($12::timestamptz[]) AS refresh_issued_at, " \
+	"unnest($13::timestamptz[]) AS refresh_expires_at, unnest($14::bytea[]) AS access_token, " \
+	"unnest($15::bytea[]) AS refresh_token, unnest($16::bytea[]) AS settings, " \
+	"unnest($17::text[]) AS settings_public, unnest($18::text[]) AS metadata, " \
+	"unnest($19::text[]) AS state, unnest($20::text[]) AS health, unnest($21::timestamptz[]) AS seen_at, " \
+	"unnest($22::text[]) AS event_type, unnest($23::uuid[]) AS event_id, " \
+	"unnest($24::text[]) AS entity_id, unnest($25::text[]) AS entity) t"
 
 /* Will the fan-out find somebody for these events? $27: somebody whom the database does not know. Once for the statement. */
 #define WANTED                                                                                                            \
