@@ -18,8 +18,9 @@
 #include "model/policy.h"
 #include "service/seal.h"
 
-#define GROUPS 2 /* one is executed while the other is on its way to the disk */
+#define GROUPS 3
 #define GROUP_MAX 128
+#define PATIENCE_US (50 * US_PER_MS)
 #define GROUP_BYTES ((size_t)2 * 1024 * 1024)
 #define PASSED_MAX 1024
 #define TRIES_MAX 8
@@ -53,7 +54,7 @@ struct group {
 	struct api_imports *q;
 	struct pending *v[GROUP_MAX]; /* sorted by id */
 	size_t n;                     /* 0: it is free */
-	int64_t now;
+	int64_t now, since;           /* since: mono */
 	bool events;
 };
 
@@ -500,20 +501,19 @@ static void form_group(struct api_imports *q, struct group *g)
 	qsort(g->v, g->n, sizeof *g->v, by_id);
 }
 
-/* A group costs the database as much as some of its rows do: a further one is worth it when it is no smaller
- * than those that are out. */
+/* Two at a time get into each other's way: a further one only where one takes long, so that it does not hold up the others. */
 static struct group *free_group(struct api_imports *q)
 {
 	struct group *found = NULL;
-	size_t largest = 0;
+	int64_t mono = sys_mono_us();
 	for (size_t i = 0; i < GROUPS; i++) {
 		struct group *g = &q->groups[i];
 		if (g->n == 0)
 			found = g;
-		else if (g->n > largest)
-			largest = g->n;
+		else if (mono - g->since < PATIENCE_US)
+			return NULL;
 	}
-	return q->queued > 0 && q->queued >= largest ? found : NULL;
+	return q->queued > 0 ? found : NULL;
 }
 
 static void start_groups(void *arg)
@@ -525,7 +525,7 @@ static void start_groups(void *arg)
 		form_group(q, g);
 		if (g->n == 0)
 			return;
-		g->now = sys_wall_us();
+		g->now = sys_wall_us(), g->since = sys_mono_us();
 		for (size_t k = 0; k < g->n; k++) {
 			if (prepared(g, g->v[k], NULL))
 				g->v[kept++] = g->v[k];
