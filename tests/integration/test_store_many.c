@@ -341,12 +341,19 @@ START_TEST(leases_of_all_former_lives_are_freed_and_ours)
 }
 END_TEST
 
+static bool nobody_is_connected(void *arg)
+{
+	(void)arg;
+	return number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refreshd'") == 0;
+}
+
 START_TEST(another_home_under_the_same_name_inherits_nothing)
 {
 	struct one o;
 	open_store(&o, "one", 1);
 	ck_assert_uint_eq(claim(&o, 0).n, 1);
 	close_store(&o);
+	wait_for("its last heartbeat", nobody_is_connected, NULL);
 	sql("UPDATE refreshd.instance SET heartbeat_at = now() - interval '1 hour'");
 	open_store(&o, "one", 2);
 	ck_assert(!store_has_former(o.store));

@@ -99,9 +99,10 @@ def rows_locked(tap, world):
 			if table == "connection":  # written on a change of state only
 				s.run("SELECT 1 FROM refreshd.credential WHERE connection_id = '%s' FOR UPDATE" % row)
 			others_go_on(tap, v, row)
+			if table == "credential":  # a locked row of the schedule is passed by, one of these is waited for
+				wait_until("statements to be given up by the class of locks", lambda: errors(v, "retry") > 0, LIFE + 20)
 		finally:
 			s.close()
-	tap.check("statements were given up by the class of locks", errors(v, "retry") > 0, v.metrics().samples)
 	well_again(tap, world, v, "rlocked")
 
 
