@@ -103,36 +103,10 @@ int vault_run(struct pgsync *pg, const struct pgstmt *s, struct pgargs *a, int64
 	return 0;
 }
 
-int64_t vault_time(const struct pgresult *r, int row, int col)
-{
-	return pgresult_null(r, row, col) ? 0 : pgresult_time(r, row, col);
-}
-
-const char *vault_text(const struct pgresult *r, int row, int col)
-{
-	return pgresult_null(r, row, col) ? NULL : pgresult_text(r, row, col, NULL);
-}
-
 void vault_add_id(struct pgargs *a, const uint8_t id[16])
 {
 	pgargs_i16(a, conn_slot_of(id));
 	pgargs_uuid(a, id);
-}
-
-void vault_add_time(struct pgargs *a, int64_t t)
-{
-	if (t == 0)
-		pgargs_null(a, PGT_TIME);
-	else
-		pgargs_time(a, t);
-}
-
-void vault_add_sealed(struct pgargs *a, const struct buf *b)
-{
-	if (b == NULL || b->len == 0)
-		pgargs_null(a, PGT_BYTES);
-	else
-		pgargs_bytes(a, b->data, b->len);
 }
 
 static int64_t int_or_0(const struct pgresult *r, int row, int col)
@@ -292,7 +266,7 @@ int vault_key_list(struct pgsync *pg, const char *app_or_null, vault_key_fn *fn,
 			.application_id = pgresult_text(&r, i, 1, NULL),
 			.scopes = pgresult_text(&r, i, 2, NULL),
 			.created_at = pgresult_time(&r, i, 3),
-			.revoked_at = vault_time(&r, i, 4),
+			.revoked_at = pgresult_time_or_0(&r, i, 4),
 		};
 		rc = fn(arg, &k);
 	}
@@ -331,29 +305,29 @@ static void unpack(const struct pgresult *r, int i, struct vault_connection *c)
 		.health = pgresult_text(r, i, C_HEALTH, NULL),
 		.reason = pgresult_text(r, i, C_REASON, NULL),
 		.failures = pgresult_int(r, i, C_FAILURES),
-		.first_failed_at = vault_time(r, i, C_FIRST_FAILED),
-		.last_failed_at = vault_time(r, i, C_LAST_FAILED),
-		.created_at = vault_time(r, i, C_CREATED),
-		.updated_at = vault_time(r, i, C_UPDATED),
+		.first_failed_at = pgresult_time_or_0(r, i, C_FIRST_FAILED),
+		.last_failed_at = pgresult_time_or_0(r, i, C_LAST_FAILED),
+		.created_at = pgresult_time_or_0(r, i, C_CREATED),
+		.updated_at = pgresult_time_or_0(r, i, C_UPDATED),
 		.metadata = pgresult_text(r, i, C_METADATA, NULL),
 		.settings_public = pgresult_text(r, i, C_SETTINGS_PUBLIC, NULL),
 		.has_settings = pgresult_bool(r, i, C_HAS_SETTINGS),
 		.token_version = int_or_0(r, i, C_VERSION),
-		.issued_at = vault_time(r, i, C_ISSUED),
-		.expires_at = vault_time(r, i, C_EXPIRES),
-		.refresh_issued_at = vault_time(r, i, C_R_ISSUED),
-		.refresh_expires_at = vault_time(r, i, C_R_EXPIRES),
-		.refreshed_at = vault_time(r, i, C_REFRESHED),
+		.issued_at = pgresult_time_or_0(r, i, C_ISSUED),
+		.expires_at = pgresult_time_or_0(r, i, C_EXPIRES),
+		.refresh_issued_at = pgresult_time_or_0(r, i, C_R_ISSUED),
+		.refresh_expires_at = pgresult_time_or_0(r, i, C_R_EXPIRES),
+		.refreshed_at = pgresult_time_or_0(r, i, C_REFRESHED),
 		.refreshes = pgresult_int(r, i, C_REFRESHES),
-		.token_type = vault_text(r, i, C_TOKEN_TYPE),
-		.scope = vault_text(r, i, C_SCOPE),
+		.token_type = pgresult_text_or_null(r, i, C_TOKEN_TYPE),
+		.scope = pgresult_text_or_null(r, i, C_SCOPE),
 		.has_access_token = pgresult_bool(r, i, C_HAS_ACCESS),
 		.has_refresh_token = pgresult_bool(r, i, C_HAS_REFRESH),
 		.has_captured = pgresult_bool(r, i, C_HAS_CAPTURED),
-		.due_at = vault_time(r, i, C_DUE),
+		.due_at = pgresult_time_or_0(r, i, C_DUE),
 		.attempt_id = int_or_0(r, i, C_ATTEMPT),
 		.doubts = int_or_0(r, i, C_DOUBTS),
-		.lease_until = vault_time(r, i, C_LEASE_UNTIL),
+		.lease_until = pgresult_time_or_0(r, i, C_LEASE_UNTIL),
 		.leased = pgresult_bool(r, i, C_LEASED),
 		.orphans = pgresult_int(r, i, C_ORPHANS),
 	};
@@ -460,7 +434,7 @@ int vault_token(struct pgsync *pg, const uint8_t id[16], struct vault_token *out
 	*out = (struct vault_token){
 		.enabled = pgresult_bool(&r, 0, 0),
 		.token_version = pgresult_int(&r, 0, 6),
-		.expires_at = vault_time(&r, 0, 7),
+		.expires_at = pgresult_time_or_0(&r, 0, 7),
 		.sealed = BUF_INIT((size_t)1024 * 1024),
 	};
 	copy_word(out->state, sizeof(out->state), &r, 1);

@@ -82,10 +82,6 @@ int vault_token(struct pgsync *pg, const uint8_t id[16], struct vault_token *out
 /* ---- helpers of the vault's files ---- */
 /* A statement that returns nothing of interest; *rows: how many it touched, may be NULL. */
 int vault_run(struct pgsync *pg, const struct pgstmt *s, struct pgargs *a, int64_t *rows, struct fault *f) MUST_USE;
-int64_t vault_time(const struct pgresult *r, int row, int col);	       /* NULL: 0 */
-const char *vault_text(const struct pgresult *r, int row, int col);    /* NULL stays NULL */
 void vault_add_id(struct pgargs *a, const uint8_t id[16]);	       /* slot and id */
-void vault_add_time(struct pgargs *a, int64_t t);		       /* 0: null */
-void vault_add_sealed(struct pgargs *a, const struct buf *b);	       /* empty: null */
 
 #endif

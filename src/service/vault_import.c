@@ -238,7 +238,7 @@ static int bind_connection(struct vault_importer *m, const struct row *r, struct
 	pgargs_time(a, m->now);
 	pgargs_jsonb(a, metadata_of(x) != NULL ? metadata_of(x) : "{}");
 	pgargs_jsonb(a, shown_of(m) != NULL ? shown_of(m) : "{}");
-	vault_add_sealed(a, &m->sealed[2]);
+	pgargs_buf(a, &m->sealed[2]);
 	return 0;
 }
 
@@ -251,12 +251,12 @@ static int bind_credential(struct vault_importer *m, const struct row *r, struct
 		return rc;
 	vault_add_id(a, r->id);
 	pgargs_i64(a, r->version);
-	vault_add_time(a, r->times.issued_at);
-	vault_add_time(a, r->times.expires_at);
-	vault_add_time(a, r->times.refresh_issued_at);
-	vault_add_time(a, r->times.refresh_expires_at);
-	vault_add_sealed(a, &m->sealed[0]);
-	vault_add_sealed(a, &m->sealed[1]);
+	pgargs_time_or_null(a, r->times.issued_at);
+	pgargs_time_or_null(a, r->times.expires_at);
+	pgargs_time_or_null(a, r->times.refresh_issued_at);
+	pgargs_time_or_null(a, r->times.refresh_expires_at);
+	pgargs_buf(a, &m->sealed[0]);
+	pgargs_buf(a, &m->sealed[1]);
 	return 0;
 }
 
@@ -418,7 +418,7 @@ static int read_existing(struct vault_importer *m, struct fault *f)
 			row->health = HEALTH_OK;
 		row->enabled = pgresult_bool(&res, i, 3);
 		row->created_at = pgresult_time(&res, i, 4);
-		row->last_failed_at = vault_time(&res, i, 5);
+		row->last_failed_at = pgresult_time_or_0(&res, i, 5);
 		if (!pgresult_null(&res, i, 6))
 			row->lacks = import_lacks_settings(m->items[row->item].import, m->items[row->item].provider, pgresult_text(&res, i, 6, NULL));
 	}
@@ -481,15 +481,15 @@ static int bind_event(struct vault_importer *m, const struct row *r, struct pgar
 static struct pgargs *update_args(struct vault_importer *m, size_t n, int *rc)
 {
 	struct pgargs *a = pgargs_new();
-#define SEALED(seal_, value_) COLUMN(PGT_BYTES, is_update, *rc = *rc != 0 ? *rc : seal_(m, r); vault_add_sealed(a, (value_)))
+#define SEALED(seal_, value_) COLUMN(PGT_BYTES, is_update, *rc = *rc != 0 ? *rc : seal_(m, r); pgargs_buf(a, (value_)))
 	COLUMN(PGT_I16, is_update, pgargs_i16(a, conn_slot_of(r->id)));
 	COLUMN(PGT_UUID, is_update, pgargs_uuid(a, r->id));
 	COLUMN(PGT_TEXT, is_update, pgargs_text(a, auth_type_word(m->items[r->item].provider->auth_type)));
 	COLUMN(PGT_I64, is_update, pgargs_i64(a, r->version));
-	COLUMN(PGT_TIME, is_update, vault_add_time(a, r->times.issued_at));
-	COLUMN(PGT_TIME, is_update, vault_add_time(a, r->times.expires_at));
-	COLUMN(PGT_TIME, is_update, vault_add_time(a, r->times.refresh_issued_at));
-	COLUMN(PGT_TIME, is_update, vault_add_time(a, r->times.refresh_expires_at));
+	COLUMN(PGT_TIME, is_update, pgargs_time_or_null(a, r->times.issued_at));
+	COLUMN(PGT_TIME, is_update, pgargs_time_or_null(a, r->times.expires_at));
+	COLUMN(PGT_TIME, is_update, pgargs_time_or_null(a, r->times.refresh_issued_at));
+	COLUMN(PGT_TIME, is_update, pgargs_time_or_null(a, r->times.refresh_expires_at));
 	SEALED(seal_access, &m->sealed[0]);
 	SEALED(seal_refresh, &m->sealed[1]);
 	SEALED(seal_settings, &m->sealed[2]);

@@ -161,10 +161,10 @@ int vault_watch(struct pgsync *pg, const uint8_t id[16], struct vault_watch *out
 		.leased = pgresult_bool(&r, 0, 2),
 		.token_version = pgresult_int(&r, 0, 7),
 		.refreshes = pgresult_int(&r, 0, 8),
-		.last_failed_at = vault_time(&r, 0, 9),
+		.last_failed_at = pgresult_time_or_0(&r, 0, 9),
 		.attempt_id = pgresult_int(&r, 0, 10),
 		.due_at = pgresult_time(&r, 0, 11),
-		.expires_at = vault_time(&r, 0, 12),
+		.expires_at = pgresult_time_or_0(&r, 0, 12),
 	};
 	copy_word(out->auth_type, sizeof(out->auth_type), &r, 3);
 	copy_word(out->state, sizeof(out->state), &r, 4);
@@ -264,12 +264,12 @@ int vault_status(struct pgsync *pg, bool count_all, struct vault_status *out, st
 	struct vault_status s = {
 		.due = pgresult_int(&r, 0, 0),
 		.overdue = pgresult_int(&r, 0, 1),
-		.oldest_due_at = vault_time(&r, 0, 2),
+		.oldest_due_at = pgresult_time_or_0(&r, 0, 2),
 		.in_flight = pgresult_int(&r, 0, 3),
 		.orphans = pgresult_int(&r, 0, 4),
 		.events_waiting = pgresult_int(&r, 0, 5),
 		.deliveries_waiting = pgresult_int(&r, 0, 6),
-		.oldest_waiting_at = vault_time(&r, 0, 7),
+		.oldest_waiting_at = pgresult_time_or_0(&r, 0, 7),
 		.endpoints_disabled = pgresult_int(&r, 0, 8),
 		.by_state = { -1, -1, -1, -1, -1 },
 		.in_doubt = -1,
@@ -315,19 +315,19 @@ static const void *sealed_or_null(const struct pgresult *r, int row, int col, si
 static void unpack_orphan(const struct pgresult *r, int i, struct vault_orphan *o)
 {
 	*o = (struct vault_orphan){
-		.application_id = vault_text(r, i, 1),
-		.consumer_id = vault_text(r, i, 2),
-		.unified_api = vault_text(r, i, 3),
-		.service_id = vault_text(r, i, 4),
+		.application_id = pgresult_text_or_null(r, i, 1),
+		.consumer_id = pgresult_text_or_null(r, i, 2),
+		.unified_api = pgresult_text_or_null(r, i, 3),
+		.service_id = pgresult_text_or_null(r, i, 4),
 		.attempt_id = pgresult_int(r, i, 5),
 		.token_version = pgresult_int(r, i, 6),
 		.current_version = pgresult_int(r, i, 7),
 		.kind = pgresult_text(r, i, 8, NULL),
-		.resolution = vault_text(r, i, 9),
-		.created_at = vault_time(r, i, 10),
-		.issued_at = vault_time(r, i, 11),
-		.expires_at = vault_time(r, i, 12),
-		.resolved_at = vault_time(r, i, 13),
+		.resolution = pgresult_text_or_null(r, i, 9),
+		.created_at = pgresult_time_or_0(r, i, 10),
+		.issued_at = pgresult_time_or_0(r, i, 11),
+		.expires_at = pgresult_time_or_0(r, i, 12),
+		.resolved_at = pgresult_time_or_0(r, i, 13),
 	};
 	memcpy(o->id, pgresult_uuid(r, i, 0), sizeof(o->id));
 	o->access_token = sealed_or_null(r, i, 14, &o->access_token_len);
@@ -389,7 +389,7 @@ int vault_keep_previous(struct pgsync *pg, const uint8_t id[16], int64_t version
 	struct pgargs *a = id_args(id);
 	int64_t rows = 0;
 	pgargs_i64(a, version);
-	vault_add_sealed(a, sealed);
+	pgargs_buf(a, sealed);
 	int rc = vault_run(pg, &SQL_KEEP_PREVIOUS, a, &rows, f);
 	if (rc == 0 && rows != 1)
 		return fault_set(f, ST_CONFLICT, "the credential changed meanwhile");

@@ -214,7 +214,7 @@ static int put_rows(struct run *x, const struct target *t, const struct pgresult
 	COLUMN(PGT_I64, pgargs_i64(a, pgresult_int(r, i, C_ATTEMPT)));
 	COLUMN(PGT_TEXT, pgargs_text(a, pgresult_text(r, i, C_KIND, NULL)));
 	for (size_t c = 0; c < t->n; c++)
-		COLUMN(PGT_BYTES, vault_add_sealed(a, &x->sealed[(size_t)i * MAX_COLUMNS + c]));
+		COLUMN(PGT_BYTES, pgargs_buf(a, &x->sealed[(size_t)i * MAX_COLUMNS + c]));
 	if (t->fence_by_bytes)
 		COLUMN(PGT_BYTES, const void *p = pgresult_bytes(r, i, C_FIRST, &n); pgargs_bytes(a, p, n));
 	int rc = pgsync_query(x->pg, t->put, a, &done, NULL, f);

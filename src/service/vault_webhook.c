@@ -88,10 +88,10 @@ static void unpack_how(const struct pgresult *r, int i, struct vault_endpoint *o
 {
 	*out = (struct vault_endpoint){
 		.known = pgresult_bool(r, i, H_KNOWN),
-		.failing_since = vault_time(r, i, H_FAILING),
-		.last_success_at = vault_time(r, i, H_SUCCESS),
-		.last_failure_at = vault_time(r, i, H_FAILURE),
-		.disabled_at = vault_time(r, i, H_DISABLED),
+		.failing_since = pgresult_time_or_0(r, i, H_FAILING),
+		.last_success_at = pgresult_time_or_0(r, i, H_SUCCESS),
+		.last_failure_at = pgresult_time_or_0(r, i, H_FAILURE),
+		.disabled_at = pgresult_time_or_0(r, i, H_DISABLED),
 		.waiting = pgresult_int(r, i, H_WAITING),
 	};
 	(void)snprintf(
