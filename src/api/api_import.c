@@ -40,7 +40,6 @@ struct pending {
 	unsigned tries;
 	bool alone; /* the server refused a group that it was in */
 	api_row_fn *then; /* not an import: the row is to be made if it is not there, and this goes on with it */
-
 	int64_t version; /* under which it is sealed; 0: not yet */
 	/* for the present try */
 	int64_t seen_at, created_at, last_failed_at; /* of the row that is there; seen_at 0: of the one to be made */
@@ -525,7 +524,8 @@ static void start_groups(void *arg)
 		form_group(q, g);
 		if (g->n == 0)
 			return;
-		g->now = sys_wall_us(), g->since = sys_mono_us();
+		g->now = sys_wall_us();
+		g->since = sys_mono_us();
 		for (size_t k = 0; k < g->n; k++) {
 			if (prepared(g, g->v[k], NULL))
 				g->v[kept++] = g->v[k];
