@@ -7,7 +7,7 @@ from lintlib import Tap, files, read
 
 SOURCE, HEADER, FUNCTION = 600, 220, 60
 # Being cut; none may be added.
-LONGER = {"src/service/vault_import.c": 640}
+LONGER = {}
 
 
 def too_long(path, text):
