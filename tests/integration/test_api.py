@@ -406,8 +406,9 @@ def password_grant(tap, world):
 	is_error(tap, "token without its password", o.post(path + "/token"), 422, "ConnectionSettingsError")
 	tap.check("renewal without its password", v.sql("UPDATE refreshd.schedule SET due_at = now()") or
 		wait_until("it to be told", lambda: o.get(path).data["health"] == "missing_settings", 10))
+	before = v.rows()["plain"]["version"]
 	o.patch(path, {"settings": {"password": "password"}})
-	wait_until("the password to be used", lambda: o.get(path).data["health"] == "ok", 10)
+	wait_until("the password to be used", lambda: v.rows()["plain"]["version"] > before and not v.rows()["plain"]["leased"], 10)
 	world.sim.realm("pw", password="changed")
 	a = o.post(path + "/token")
 	is_error(tap, "a password that was changed", a, 401, "UnauthorizedError")
