@@ -82,6 +82,7 @@ static void on_enrolled(void *arg, const struct pgtx_result *r)
 {
 	struct store *s = arg;
 	MAGIC_CHECK(s, STORE_MAGIC);
+	s->enrolling = false;
 	if (s->state == STORE_CONNECTING)
 		return; /* the pool went down meanwhile: it starts again when it is up */
 	if (r->class == PG_CLASS_OK && pgresult_rows(&r->results[0]) == 1) {
@@ -110,13 +111,18 @@ void store_enrol(struct store *s)
 		store_heartbeat(s);
 		return;
 	}
+	/* A second one behind it would take the epoch away from the first, under which work may have begun by then: what it had claimed
+	 * would belong to nobody, and what it was to recover would not be. */
+	if (s->enrolling)
+		return;
 	struct pgargs *a = pgargs_new();
 	pgargs_text(a, s->instance);
 	pgargs_uuid(a, s->home);
 	pgargs_text(a, PACKAGE_VERSION);
 	pgargs_i32(a, INSTANCE_ALIVE_S);
 	s->asked_us = sys_mono_us();
-	if (store_send_one(s, &SQL_ENROL, a, on_enrolled) != 0)
+	s->enrolling = store_send_one(s, &SQL_ENROL, a, on_enrolled) == 0;
+	if (!s->enrolling)
 		store_look_again(s);
 }
 

@@ -27,7 +27,7 @@ struct store {
 	int64_t last_write_us; /* mono, of the last confirmed write */
 	int64_t ready_since_us;
 	bool schema_fits; /* as of the last check over the present connections */
-	bool heartbeat_in_flight;
+	bool enrolling, heartbeat_in_flight;
 	int64_t asked_us; /* mono, when it (or the enrolment) was sent */
 	enum store_presence presence;
 	bool announce;	 /* the next heartbeat tells the others to look */

@@ -92,7 +92,7 @@ static bool is_blocked(void *arg)
 	return number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refreshd' AND wait_event_type = 'Lock'") > 0;
 }
 
-static void open_store(void)
+static void start_store(void)
 {
 	struct fault f = { 0 };
 	char instance[] = "one", url[500];
@@ -104,6 +104,11 @@ static void open_store(void)
 		.refresh = { .poll_interval_us = 300 * US_PER_S },
 	};
 	ck_assert_msg(store_new(loop, resolver, &c, home, &store, &f) == 0, "%s", f.text);
+}
+
+static void open_store(void)
+{
+	start_store();
 	wait_for("the store", is_ready, store);
 }
 
@@ -594,6 +599,28 @@ START_TEST(a_heartbeat_does_not_make_a_wrong_schema_fit)
 }
 END_TEST
 
+/* The commit of the first may wait long, as for a standby that is away; meanwhile the store looks again every two seconds. */
+START_TEST(an_enrolment_that_takes_long_is_not_sent_twice)
+{
+	store_free(store);
+	sql("BEGIN; SELECT 1 FROM refreshd.instance FOR UPDATE");
+	start_store();
+	wait_for("the enrolment to wait", is_blocked, NULL);
+	int64_t end_us = sys_mono_us() + 5 * US_PER_S;
+	long most = 0;
+	while (sys_mono_us() < end_us && most < 2) {
+		loop_once(loop, 50 * US_PER_MS);
+		long n = number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refreshd' AND wait_event_type = 'Lock'");
+		most = n > most ? n : most;
+	}
+	sql("COMMIT");
+	wait_for("the store", is_ready, store);
+	ck_assert_int_eq(most, 1);
+	ck_assert_int_eq(number("SELECT epoch FROM refreshd.instance"), store_epoch(store));
+	ck_assert_int_eq(number("SELECT cardinality(former_epochs) FROM refreshd.instance"), 1);
+}
+END_TEST
+
 Suite *unit_suite(void)
 {
 	Suite *s = suite_create("store_refresh");
@@ -618,6 +645,7 @@ Suite *unit_suite(void)
 	unit_add(c, a_lease_of_another_is_not_released);
 	unit_add(c, a_lease_that_ran_out_is_a_doubt_unless_an_import_came_in_between);
 	unit_add(c, a_heartbeat_does_not_make_a_wrong_schema_fit);
+	unit_add(c, an_enrolment_that_takes_long_is_not_sent_twice);
 	suite_add_tcase(s, c);
 	return s;
 }
