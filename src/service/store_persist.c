@@ -146,7 +146,7 @@ static const struct pgstmt SQL_RELEASE = {
 };
 static const struct pgstmt SQL_QUARANTINE = {
 	"refresh_quarantine",
-	"UPDATE refreshd.schedule SET due_at = 'infinity'"
+	"UPDATE refreshd.schedule SET due_at = 'infinity', sent_deadline = 'infinity'"
 	" WHERE slot = $1 AND connection_id = $2 AND attempt_id = $3 AND lease_owner IS NOT NULL",
 };
 static const struct pgstmt SQL_EVENT = {

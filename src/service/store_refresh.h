@@ -124,7 +124,9 @@ struct store_release {
 };
 int store_release(struct store *s, const struct store_release *v, size_t n, store_persist_fn *fn, void *arg) MUST_USE;
 /* Takes a row whose answer is there and cannot be written (or read) out of the schedule, so that its token is not presented again.
- * Rows that the attempt does not hold any more are left alone. */
+ * Rows that the attempt does not hold any more are left alone. Until its answer is written or new tokens come, nobody who asks for
+ * it makes it due: a deadline that never ends tells it from what is only not due. */
+#define STORE_SET_ASIDE "((s.attempt_id <> 0 AND s.lease_owner IS NOT NULL AND s.sent_deadline = 'infinity') IS TRUE)"
 int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, store_persist_fn *fn, void *arg) MUST_USE;
 /* Frees the leases that earlier epochs of this home left behind; they come back by poll with their doubt counted. The journal has
  * been replayed: what is still leased then has no answer that anybody will ever write. */

@@ -11,6 +11,7 @@
 
 #include "base/mem.h"
 #include "base/sys.h"
+#include "service/store_refresh.h"
 #include "service/upsert.h"
 
 #define WRITE_WAIT_US (2 * US_PER_S)
@@ -92,7 +93,7 @@ static const struct pgstmt SQL_CHANGE = {
 	" WHERE c.slot = $1 AND c.connection_id = $2 AND c.application_id = $3 AND c.updated_at = $4"
 	" RETURNING c.slot, c.connection_id, c.application_id),"
 	" s AS (UPDATE refreshd.schedule s SET due_at = $13 FROM u"
-	" WHERE $13 IS NOT NULL AND s.slot = u.slot AND s.connection_id = u.connection_id)"
+	" WHERE $13 IS NOT NULL AND s.slot = u.slot AND s.connection_id = u.connection_id AND NOT " STORE_SET_ASIDE ")"
 	" INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity, occurred_at)"
 	" SELECT $14, u.application_id, u.connection_id, $15, $16, 'Connection', $17, $5 FROM u WHERE $15::text IS NOT NULL",
 };
@@ -117,8 +118,8 @@ static const struct pgstmt SQL_FORGET = {
 /* A lease whose attempt an import voided says nothing of the present tokens: due behind it. */
 static const struct pgstmt SQL_DUE_NOW = {
 	"vaultapi_due_now",
-	"UPDATE refreshd.schedule SET due_at = now() WHERE slot = $1 AND connection_id = $2 AND application_id = $3"
-	" AND token_version = $4 AND (lease_until IS NULL OR lease_until <= now() OR attempt_id = 0)",
+	"UPDATE refreshd.schedule s SET due_at = now() WHERE slot = $1 AND connection_id = $2 AND application_id = $3"
+	" AND token_version = $4 AND (lease_until IS NULL OR lease_until <= now() OR attempt_id = 0) AND NOT " STORE_SET_ASIDE,
 };
 
 /* ---------------------------------------------------------------- helpers */

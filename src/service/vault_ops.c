@@ -11,6 +11,7 @@
 
 #include "base/mem.h"
 #include "model/connection.h"
+#include "service/store_refresh.h"
 #include "service/vault.h"
 
 /* ---------------------------------------------------------------- statements */
@@ -32,8 +33,9 @@ static const struct pgstmt SQL_WATCH = {
 };
 static const struct pgstmt SQL_REFRESH_NOW = {
 	"vault_refresh_now",
-	"WITH s AS (UPDATE refreshd.schedule SET due_at = now() WHERE slot = $1 AND connection_id = $2 RETURNING connection_id)"
-	" SELECT pg_notify('refreshd_due', connection_id::text) FROM s",
+	"WITH s AS (UPDATE refreshd.schedule s SET due_at = CASE WHEN " STORE_SET_ASIDE " THEN s.due_at ELSE now() END"
+	" WHERE slot = $1 AND connection_id = $2 RETURNING connection_id, due_at < 'infinity' AS due)"
+	" SELECT due, (SELECT pg_notify('refreshd_due', connection_id::text) WHERE due) FROM s",
 };
 static const struct pgstmt SQL_INSTANCES = {
 	"vault_instances",
@@ -181,9 +183,12 @@ int vault_refresh_now(struct pgsync *pg, const uint8_t id[16], struct fault *f)
 	int rc = pgsync_query(pg, &SQL_REFRESH_NOW, id_args(id), &r, NULL, f);
 	if (rc != 0)
 		return rc;
-	int rows = pgresult_rows(&r);
+	bool there = pgresult_rows(&r) == 1, due = there && pgresult_bool(&r, 0, 0);
 	pgsync_clear(&r);
-	return rows == 1 ? 0 : fault_set(f, ST_NOT_FOUND, "the connection went away meanwhile");
+	if (!there)
+		return fault_set(f, ST_NOT_FOUND, "the connection went away meanwhile");
+	return due ? 0 : fault_set(f, ST_DENIED, "its token was answered, and the answer waits in the journal of a daemon, whose log says why:"
+		" presented again it could be revoked; import new tokens if that answer is lost");
 }
 
 /* ---------------------------------------------------------------- status */

@@ -22,7 +22,7 @@ PART = re.compile(r"^(%s)_p\d+$" % "|".join(TABLES))
 # What runs for connections that are known: it has to go to their partitions alone. By words that only this statement has.
 BY_SLOT = {
 	"claim": r"WITH want AS MATERIALIZED", "persist": r"\bv\.verdict FROM v\b", "release": r"^WITH t AS MATERIALIZED .*lease_owner = NULL",
-	"load": r"FROM refreshd\.schedule u JOIN", "due now": r"SET due_at = now\(\)",
+	"load": r"FROM refreshd\.schedule u JOIN", "due now": r"ELSE now\(\) END WHERE slot = ",
 	"due of one": r"^SELECT s\.connection_id.* WHERE s\.slot = \$1 AND s\.connection_id = \$2",
 	"quarantine": r"SET due_at = 'infinity'",
 }

@@ -16,6 +16,8 @@
 #include "io/pgsync.h"
 #include "io/resolver.h"
 #include "service/migrations.h"
+#include "service/store_vault.h"
+#include "service/vault_ops.h"
 #include "unit/unit.h"
 
 #define DEADLINE_US (20 * US_PER_S)
@@ -599,18 +601,91 @@ START_TEST(a_heartbeat_does_not_make_a_wrong_schema_fit)
 }
 END_TEST
 
+static void on_count(void *arg, int code, int64_t n)
+{
+	struct told *t = arg;
+	*t = (struct told){ .called = true, .code = code, .n = (size_t)n };
+}
+
+static void on_changed(void *arg, int code, const struct store_connection *v, size_t n)
+{
+	(void)v;
+	on_count(arg, code, (int64_t)n);
+}
+
+static struct told due_now(int64_t token_version)
+{
+	struct store_conn_id c = { .application_id = "app" };
+	memcpy(c.id, id, sizeof c.id);
+	ck_ok(store_due_now(store, &c, token_version, on_count, &first));
+	return await(&first);
+}
+
+/* Switched off and on again, as the API does it. */
+static void enable(const char *seen)
+{
+	struct store_change x = {
+		.application_id = "app",
+		.seen_at = number(seen),
+		.updated_at = sys_wall_us(),
+		.enabled = true,
+		.state = CONN_CALLABLE,
+		.due_at = sys_wall_us() - US_PER_S,
+		.event = EVENT_NONE,
+	};
+	memcpy(x.id, id, sizeof x.id);
+	ck_ok(store_change(store, &x, on_changed, &first));
+	ck_assert_uint_eq(await(&first).n, 1);
+	ck_assert_int_eq(number(seen), x.updated_at);
+}
+
+START_TEST(a_row_that_was_set_aside_is_made_due_by_new_tokens_only)
+{
+	static const char *const aside = "SELECT count(*) FROM refreshd.schedule WHERE due_at = 'infinity'";
+	struct fault f = { 0 };
+	struct told c = claim();
+	ck_ok(store_quarantine(store, id, c.attempt_id, on_verdict, &first));
+	(void)await(&first);
+	sql("UPDATE refreshd.schedule SET lease_until = now() - interval '1 s'");
+	ck_assert_uint_eq(due_now(1).n, 0);
+	ck_assert_int_eq(number(aside), 1);
+	enable("SELECT (extract(epoch FROM updated_at) * 1000000)::bigint FROM refreshd.connection");
+	ck_assert_int_eq(number(aside), 1);
+	ck_assert_int_eq(vault_refresh_now(other, id, &f), ST_DENIED);
+	ck_assert_msg(strstr(f.text, "journal") != NULL, "%s", f.text);
+	ck_assert_int_eq(number(aside), 1);
+	ck_assert_uint_eq(claim().n, 0);
+	import();
+	ck_assert_uint_eq(due_now(100).n, 1);
+	ck_ok(vault_refresh_now(other, id, &f));
+	ck_assert_uint_eq(claim().n, 1);
+}
+END_TEST
+
+START_TEST(a_row_that_was_set_aside_is_due_again_once_its_answer_is_written)
+{
+	struct told c = claim();
+	ck_ok(store_quarantine(store, id, c.attempt_id, on_verdict, &first));
+	(void)await(&first);
+	ck_assert_int_eq(persist(&c, true), STORE_APPLIED);
+	ck_assert_uint_eq(due_now(2).n, 1);
+	ck_assert_uint_eq(claim().n, 1);
+}
+END_TEST
+
 /* The commit of the first may wait long, as for a standby that is away; meanwhile the store looks again every two seconds. */
 START_TEST(an_enrolment_that_takes_long_is_not_sent_twice)
 {
+	static const char *const waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+					   " AND query LIKE 'INSERT INTO refreshd.instance%'";
 	store_free(store);
 	sql("BEGIN; SELECT 1 FROM refreshd.instance FOR UPDATE");
 	start_store();
-	wait_for("the enrolment to wait", is_blocked, NULL);
 	int64_t end_us = sys_mono_us() + 5 * US_PER_S;
 	long most = 0;
 	while (sys_mono_us() < end_us && most < 2) {
 		loop_once(loop, 50 * US_PER_MS);
-		long n = number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refreshd' AND wait_event_type = 'Lock'");
+		long n = number(waiting);
 		most = n > most ? n : most;
 	}
 	sql("COMMIT");
@@ -645,6 +720,8 @@ Suite *unit_suite(void)
 	unit_add(c, a_lease_of_another_is_not_released);
 	unit_add(c, a_lease_that_ran_out_is_a_doubt_unless_an_import_came_in_between);
 	unit_add(c, a_heartbeat_does_not_make_a_wrong_schema_fit);
+	unit_add(c, a_row_that_was_set_aside_is_made_due_by_new_tokens_only);
+	unit_add(c, a_row_that_was_set_aside_is_due_again_once_its_answer_is_written);
 	unit_add(c, an_enrolment_that_takes_long_is_not_sent_twice);
 	suite_add_tcase(s, c);
 	return s;
