@@ -18,6 +18,8 @@
 #include "base/sys.h"
 #include "model/policy.h"
 
+#define BLAMES 3
+
 struct persist_batch {
 	struct refresh *owner;
 	size_t n;
@@ -51,6 +53,15 @@ static void worked(struct refresh *r)
 bool persist_is_bug(const struct refresh *r, enum pg_class class)
 {
 	return class == PG_CLASS_BUG && store_state(r->store) == STORE_READY;
+}
+
+/* A row may be blamed on the schema by something of its own (a trigger, a damaged value). The schema is whole again and again, and takes the
+ * results of others meanwhile: then it is the row. */
+static bool is_poisoned(const struct refresh *r, struct attempt *a)
+{
+	if (a->blames++ == 0)
+		a->written_before = r->written;
+	return a->blames >= BLAMES && r->written != a->written_before;
 }
 
 /* ---------------------------------------------------------------- results */
@@ -191,6 +202,7 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 	if (code == 0) {
 		ALWAYS(n == b->n);
 		bool busy = false;
+		r->written++;
 		for (size_t i = 0; i < n; i++) {
 			busy = busy || v[i] == STORE_AGAIN;
 			if (v[i] == STORE_AGAIN)
@@ -213,10 +225,10 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 		mem_free(b);
 		return;
 	}
-	if (bug && b->n == 1)
+	if (b->n == 1 && (bug || (class == PG_CLASS_BUG && is_poisoned(r, b->v[0]))))
 		b->v[0]->quarantine = true;
 	/* Locks and time-outs that last: one row is enough to keep a batch, so each goes by itself. */
-	put_back(b, bug || (class == PG_CLASS_RETRY && r->failures_in_a_row > 0));
+	put_back(b, class == PG_CLASS_BUG || (class == PG_CLASS_RETRY && r->failures_in_a_row > 0));
 	if (bug)
 		persist_kick(r);
 	else

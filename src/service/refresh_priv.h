@@ -55,6 +55,8 @@ struct attempt {
 	bool quarantine; /* cannot be written: take it out of the schedule, the journal keeps the reply */
 	bool merging; /* its record is to be written over the row that was read, whoever has it */
 	bool alone; /* write it in a statement of its own: a batch with it failed */
+	unsigned blames; /* times that the schema was blamed for it alone */
+	uint64_t written_before; /* owner->written at the first of them */
 	int64_t again_us; /* mono; refused: when the pause is over */
 	bool replayed;
 	struct loop_timer *again; /* the row could not be read yet */
@@ -94,6 +96,7 @@ struct refresh {
 	struct loop_timer *busy_over;
 	unsigned busy_rounds;
 	unsigned persisting, releases_sent;
+	uint64_t written; /* statements with results that the database took */
 	struct loop_task flush;
 	struct loop_timer *retry;
 	unsigned failures_in_a_row; /* of writing to the database */

@@ -177,7 +177,7 @@ POISON = """CREATE FUNCTION watch.poison() RETURNS trigger LANGUAGE plpgsql AS
 
 def poisoned(tap, world):
 	"""23xxx, 42xxx, 22xxx for the result of one row: it leaves the schedule alone, once, with its answer kept; nothing loops."""
-	for code in ("23514", "42703", "22P02") if LONG else ("23514",):
+	for code in ("23514", "42703", "22P02") if LONG else ("23514", "42703"):
 		realm = "rp" + code.lower()
 		v = loaded(world, realm, life=LIFE)
 		row = v.sql("SELECT connection_id FROM refreshd.credential LIMIT 1")
