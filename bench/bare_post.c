@@ -6,13 +6,11 @@
  * POSTs each line of FILE as a refresh token and reads the answer to its end; certificates are verified, nothing is
  * parsed or kept. Settings are those that measured fastest. Prints "ready", waits for a line, then one JSON line.
  */
-#include <curl/curl.h>
-#include <event2/event.h>
-#include <event2/event_struct.h>
 #include <stdbool.h>
 #include <string.h>
 
 #include "common.h"
+#include "multi.h"
 
 struct slot {
 	CURL *easy;
@@ -20,76 +18,13 @@ struct slot {
 	char body[2048];
 };
 
-struct watch { /* one socket */
-	struct event ev;
-};
-
 struct loop {
-	struct event_base *base;
-	struct event *timer;
-	CURLM *multi;
+	struct multi multi;
 	struct curl_slist *headers;
 	const char *url, *login, *ca;
 	FILE *tokens;
 	unsigned long n, under_way, bytes;
 };
-
-static void check_done(struct loop *l);
-
-static void drive(struct loop *l, curl_socket_t fd, int what)
-{
-	int running;
-	CURLMcode e = curl_multi_socket_action(l->multi, fd, what, &running);
-	if (e != CURLM_OK)
-		die("curl: %s", curl_multi_strerror(e));
-	check_done(l);
-}
-
-static void on_socket(evutil_socket_t fd, short what, void *arg)
-{
-	drive(arg, fd, (what & EV_READ ? CURL_CSELECT_IN : 0) | (what & EV_WRITE ? CURL_CSELECT_OUT : 0));
-}
-
-static void on_timer(evutil_socket_t fd, short what, void *arg)
-{
-	(void)fd;
-	(void)what;
-	drive(arg, CURL_SOCKET_TIMEOUT, 0);
-}
-
-static int set_timer(CURLM *multi, long ms, void *arg)
-{
-	struct loop *l = arg;
-	struct timeval t = { .tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000 };
-	(void)multi;
-	if (ms < 0)
-		event_del(l->timer);
-	else
-		event_add(l->timer, &t);
-	return 0;
-}
-
-static int set_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *mine)
-{
-	struct loop *l = arg;
-	struct watch *w = mine;
-	(void)easy;
-	if (what == CURL_POLL_REMOVE) {
-		event_del(&w->ev);
-		free(w);
-		return 0;
-	}
-	if (w == NULL) {
-		w = need(calloc(1, sizeof *w));
-		curl_multi_assign(l->multi, fd, w);
-	} else {
-		event_del(&w->ev);
-	}
-	event_assign(&w->ev, l->base, fd,
-		(short)(EV_PERSIST | (what & CURL_POLL_IN ? EV_READ : 0) | (what & CURL_POLL_OUT ? EV_WRITE : 0)), on_socket, l);
-	event_add(&w->ev, NULL);
-	return 0;
-}
 
 static size_t on_body(char *data, size_t size, size_t n, void *arg)
 {
@@ -121,51 +56,25 @@ static bool begin(struct loop *l, struct slot *s)
 	curl_easy_setopt(s->easy, CURLOPT_TIMEOUT_MS, 30000L);
 	curl_easy_setopt(s->easy, CURLOPT_WRITEFUNCTION, on_body);
 	curl_easy_setopt(s->easy, CURLOPT_WRITEDATA, s);
-	CURLMcode e = curl_multi_add_handle(l->multi, s->easy);
-	if (e != CURLM_OK)
-		die("curl: %s", curl_multi_strerror(e));
+	multi_add(&l->multi, s->easy);
 	l->under_way++;
 	return true;
 }
 
-static void check_done(struct loop *l)
+static void on_turn(void *arg)
 {
-	CURLMsg *m;
-	int left;
-	while ((m = curl_multi_info_read(l->multi, &left)) != NULL) {
-		struct slot *s;
-		long status = 0;
-		CURLcode e = m->data.result;
-		CURL *easy = m->easy_handle;
+	struct loop *l = arg;
+	CURL *easy;
+	while ((easy = multi_answered(&l->multi)) != NULL) {
 		char *mine;
 		curl_easy_getinfo(easy, CURLINFO_PRIVATE, &mine);
-		curl_easy_getinfo(easy, CURLINFO_RESPONSE_CODE, &status);
-		s = (void *)mine;
-		if (e != CURLE_OK || status != 200)
-			die("%s, status %ld", curl_easy_strerror(e), status);
-		curl_multi_remove_handle(l->multi, easy);
+		struct slot *s = (void *)mine;
 		l->bytes += s->got;
 		l->n++;
 		l->under_way--;
 		if (!begin(l, s) && l->under_way == 0)
-			event_base_loopbreak(l->base);
+			event_base_loopbreak(l->multi.base);
 	}
-}
-
-static void loop_init(struct loop *l, long in_flight)
-{
-	struct event_config *how = need(event_config_new());
-	event_config_set_flag(how, EVENT_BASE_FLAG_NOLOCK | EVENT_BASE_FLAG_EPOLL_USE_CHANGELIST);
-	l->base = need(event_base_new_with_config(how));
-	event_config_free(how);
-	l->timer = need(evtimer_new(l->base, on_timer, l));
-	l->headers = need(curl_slist_append(NULL, "Accept: application/json"));
-	l->multi = need(curl_multi_init());
-	curl_multi_setopt(l->multi, CURLMOPT_SOCKETFUNCTION, set_socket);
-	curl_multi_setopt(l->multi, CURLMOPT_SOCKETDATA, l);
-	curl_multi_setopt(l->multi, CURLMOPT_TIMERFUNCTION, set_timer);
-	curl_multi_setopt(l->multi, CURLMOPT_TIMERDATA, l);
-	curl_multi_setopt(l->multi, CURLMOPT_MAXCONNECTS, in_flight);
 }
 
 int main(int argc, char **argv)
@@ -180,9 +89,8 @@ int main(int argc, char **argv)
 	l.tokens = fopen(argv[5], "r");
 	if (in_flight < 1 || in_flight > 1000 || l.tokens == NULL)
 		die("1 to 1000 in flight, and a file that can be read");
-	if (curl_global_init(CURL_GLOBAL_ALL) != 0)
-		die("curl cannot begin");
-	loop_init(&l, (long)in_flight);
+	multi_init(&l.multi, in_flight, on_turn, &l);
+	l.headers = need(curl_slist_append(NULL, "Accept: application/json"));
 	struct slot *slots = need(calloc(in_flight, sizeof *slots));
 	printf("ready\n");
 	fflush(stdout);
@@ -193,7 +101,7 @@ int main(int argc, char **argv)
 		slots[i].easy = need(curl_easy_init());
 		begin(&l, &slots[i]);
 	}
-	event_base_dispatch(l.base);
+	event_base_dispatch(l.multi.base);
 	int64_t wall = now_us() - began;
 	if (l.n == 0 || l.under_way > 0)
 		die("%lu answers, %lu are missing", l.n, l.under_way);
@@ -201,10 +109,8 @@ int main(int argc, char **argv)
 		(double)l.n * 1e6 / (double)wall, (double)(cpu_us() - cpu) / (double)l.n);
 	for (unsigned long i = 0; i < in_flight; i++)
 		curl_easy_cleanup(slots[i].easy);
-	curl_multi_cleanup(l.multi);
+	multi_fini(&l.multi);
 	curl_slist_free_all(l.headers);
-	event_free(l.timer);
-	event_base_free(l.base);
 	fclose(l.tokens);
 	free(slots);
 	return 0;
