@@ -546,6 +546,8 @@ STMT(settings,
 	"'UTC' and "
 	"current_setting('client_encoding') = 'UTF8' and current_setting('application_name') = 'pgtest' and "
 	"current_setting('work_mem') = '3MB')::int");
+STMT(durable, "select (current_setting('synchronous_commit') = 'on')::int");
+STMT(as_told, "select (current_setting('synchronous_commit') = 'remote_apply')::int");
 
 START_TEST(the_session_is_bounded)
 {
@@ -553,6 +555,20 @@ START_TEST(the_session_is_bounded)
 	world_pool(pgcluster_url(world.cluster, "options='-c work_mem=3MB'"), 1, 7 * US_PER_S, false);
 	ck_assert_int_eq(world_query(&settings, NULL, &o), PG_CLASS_OK);
 	ck_assert_int_eq(o.first, 1);
+}
+END_TEST
+
+START_TEST(a_commit_is_durable_whatever_the_default_is)
+{
+	struct outcome o;
+	(void)pgcluster_sql(world.cluster, "ALTER ROLE CURRENT_USER SET synchronous_commit = off");
+	world_pool(NULL, 1, 7 * US_PER_S, false);
+	ck_assert_int_eq(world_query(&durable, NULL, &o), PG_CLASS_OK);
+	ck_assert_int_eq(o.first, 1);
+	world_pool(pgcluster_url(world.cluster, "options='-c synchronous_commit=remote_apply'"), 1, 7 * US_PER_S, false);
+	ck_assert_int_eq(world_query(&as_told, NULL, &o), PG_CLASS_OK);
+	ck_assert_int_eq(o.first, 1);
+	(void)pgcluster_sql(world.cluster, "ALTER ROLE CURRENT_USER RESET synchronous_commit");
 }
 END_TEST
 
@@ -577,6 +593,7 @@ Suite *unit_suite(void)
 	unit_add(tc, notifications_arrive_also_after_a_reconnection);
 	unit_add(tc, pgbouncer_in_transaction_mode);
 	unit_add(tc, the_session_is_bounded);
+	unit_add(tc, a_commit_is_durable_whatever_the_default_is);
 	suite_add_tcase(s, tc);
 	return s;
 }
