@@ -40,7 +40,7 @@ MILLION, TEN_MILLION = 1000000, 10000000
 Measure = collections.namedtuple("Measure", "name fn keys short_s long_s")
 # keys: what it may write of the results. Seconds: on a quiet machine of two cores; short_s None: only in the long form.
 MEASURES = [
-	Measure("refreshes", refreshes.measure, ("refresh_tls",), 70, 500),
+	Measure("refreshes", refreshes.measure, ("refresh_tls",), 100, 1000),
 	Measure("profile", guard.profile, ("profile",), 30, 30),
 	Measure("naive", naive.measure, ("node_undici", "node_sequential"), 100, 500),
 	Measure("imports", imports.measure, ("import_api", "import_file"), 60, 400),
