@@ -18,13 +18,15 @@
 #define COUNT_EVERY_US (60 * US_PER_S)
 /* A count that took t is repeated after 1000 t: a thousandth of one core at most. */
 #define COUNT_SHARE 1000
+/* One that failed, perhaps because the table has outgrown what a statement may take, is tried now and then. */
+#define COUNT_FAILED_MAX_US (3600 * US_PER_S)
 
 struct health {
 	uint32_t magic;
 	struct loop *loop;
 	const struct health_parts *parts;
 	struct httpd *httpd;
-	bool draining, asking, asked_last_time;
+	bool draining, asking, asked_last_time, counting;
 	int64_t count_at, asked_at; /* mono */
 	bool counted;
 	char why[512];
@@ -51,11 +53,22 @@ const char *health_why_not_ready(const struct health *h)
 
 /* ---------------------------------------------------------------- gauges */
 
+static void plan_count(struct health *h, bool failed)
+{
+	int64_t now = sys_mono_us(), pause = (now - h->asked_at) * COUNT_SHARE;
+	if (failed && pause > COUNT_FAILED_MAX_US)
+		pause = COUNT_FAILED_MAX_US;
+	h->count_at = now + (pause > COUNT_EVERY_US ? pause : COUNT_EVERY_US);
+}
+
 static void on_gauges(void *arg, int code, const struct store_gauges *g)
 {
 	struct health *h = arg;
 	MAGIC_CHECK(h, MAGIC);
 	h->asking = false;
+	/* Also after a failure: the others come in the same answer, and would fail with it for ever. */
+	if (h->counting)
+		plan_count(h, code != 0);
 	if (code != 0)
 		return;
 	metrics_set(M_EXPIRED, NULL, NULL, (double)g->expired);
@@ -66,8 +79,6 @@ static void on_gauges(void *arg, int code, const struct store_gauges *g)
 		return;
 	for (int s = CONN_AVAILABLE; s <= CONN_INVALID; s++)
 		metrics_set(M_CONNECTIONS, conn_state_word((enum conn_state)s), NULL, (double)g->by_state[s]);
-	int64_t now = sys_mono_us(), took = now - h->asked_at;
-	h->count_at = now + (took * COUNT_SHARE > COUNT_EVERY_US ? took * COUNT_SHARE : COUNT_EVERY_US);
 }
 
 void health_poll(struct health *h)
@@ -79,7 +90,8 @@ void health_poll(struct health *h)
 	if (!h->asked_last_time)
 		return;
 	h->asked_at = sys_mono_us();
-	h->asking = store_gauges(h->parts->store, h->asked_at >= h->count_at, on_gauges, h) == 0;
+	h->counting = h->asked_at >= h->count_at;
+	h->asking = store_gauges(h->parts->store, h->counting, on_gauges, h) == 0;
 }
 
 static void set_memory_gauges(const struct health_parts *p)
