@@ -98,6 +98,7 @@ void pglink_init(struct pglink *k, const char *conninfo, struct event_base *base
 		die("%s", PQerrorMessage(k->pg));
 	pglink_sql(k, "SET client_min_messages = warning");
 	pglink_sql(k, "SET plan_cache_mode = force_generic_plan");
+	pglink_sql(k, "SET synchronous_commit = on");
 }
 
 void pglink_start(struct pglink *k, const char *statement)
