@@ -141,7 +141,7 @@ static int look(struct ctl *c, bool count_all, struct picture *p, struct fault *
 	rc = vault_instances(c->pg, on_instance, p, f);
 	count_slots(p);
 	if (rc == 0)
-		rc = vault_status(c->pg, count_all, &p->s, f);
+		rc = vault_status(c->pg, c->conf, count_all, &p->s, f);
 	if (rc == 0)
 		judge(p);
 	return rc;
@@ -170,6 +170,7 @@ static void print_counts(const struct vault_status *s)
 	print_number("due", s->due);
 	print_number("overdue", s->overdue);
 	print_number("in flight", s->in_flight);
+	print_number("left to their owner", s->left_to_owner);
 	if (s->oldest_due_at != 0)
 		printf("  %-22s %s\n", "oldest due", ctl_ago(s->oldest_due_at, when));
 	print_number("orphans", s->orphans);
@@ -226,6 +227,7 @@ static void json_counts(struct jsonw *w, const struct vault_status *s)
 	jsonw_int(w, "due", s->due);
 	jsonw_int(w, "overdue", s->overdue);
 	jsonw_int(w, "in_flight", s->in_flight);
+	jsonw_int(w, "left_to_owner", s->left_to_owner);
 	ctl_json_time(w, "oldest_due_at", s->oldest_due_at);
 	jsonw_int(w, "orphans", s->orphans);
 	jsonw_int(w, "events_waiting", s->events_waiting);

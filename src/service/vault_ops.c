@@ -53,12 +53,15 @@ static const struct pgstmt SQL_FORGET = {
 	" AND (s.lease_owner = i.epoch OR s.lease_owner = ANY (i.former_epochs)) RETURNING 1)"
 	" SELECT i.alive, (SELECT count(*) FROM s) FROM i",
 };
+/* Left to a daemon that is silent: it may hold the answer ($1: for how long; $2: services whose tokens are taken over at once). One that
+ * is alive takes its own lease again at once, so then nothing is waited for. */
+#define LEFT_TO_OWNER                                                                                                   \
+	"((s.attempt_id <> 0 AND s.lease_owner <> 0 AND s.lease_until > now() - $1::bigint * interval '1 microsecond'" \
+	" AND s.service_id <> ALL ($2::text[]) AND NOT EXISTS (SELECT 1 FROM refreshd.instance i WHERE i.epoch = s.lease_owner" \
+	" AND NOT i.gone AND i.heartbeat_at > now() - interval '20 seconds')) IS TRUE)"
 static const struct pgstmt SQL_STATUS = {
 	"vault_status",
-	"SELECT (SELECT count(*) FROM refreshd.schedule WHERE due_at <= now() AND (lease_until IS NULL OR lease_until <= now())),"
-	" (SELECT count(*) FROM refreshd.schedule WHERE due_at <= now() - interval '1 minute'"
-	" AND (lease_until IS NULL OR lease_until <= now())),"
-	" (SELECT min(due_at) FROM refreshd.schedule WHERE due_at <= now() AND (lease_until IS NULL OR lease_until <= now())),"
+	"SELECT d.due, d.overdue, d.oldest,"
 	/* A leased row keeps the due time that it was claimed for. */
 	" (SELECT count(*) FROM refreshd.schedule WHERE due_at <= now() + interval '1 hour' AND lease_until > now()),"
 	" (SELECT count(*) FROM refreshd.orphan_token WHERE resolved_at IS NULL),"
@@ -66,7 +69,12 @@ static const struct pgstmt SQL_STATUS = {
 	" (SELECT count(*) FROM refreshd.delivery WHERE done_at IS NULL),"
 	" least((SELECT min(occurred_at) FROM refreshd.event WHERE fanned_out_at IS NULL),"
 	" (SELECT min(due_at) FROM refreshd.delivery WHERE done_at IS NULL)),"
-	" (SELECT count(*) FROM refreshd.webhook_endpoint WHERE disabled_at IS NOT NULL)",
+	" (SELECT count(*) FROM refreshd.webhook_endpoint WHERE disabled_at IS NOT NULL), d.waiting"
+	" FROM (SELECT count(*) FILTER (WHERE NOT waits) AS due,"
+	" count(*) FILTER (WHERE NOT waits AND due_at <= now() - interval '1 minute') AS overdue,"
+	" min(due_at) FILTER (WHERE NOT waits) AS oldest, count(*) FILTER (WHERE waits) AS waiting"
+	" FROM (SELECT s.due_at, " LEFT_TO_OWNER " AS waits FROM refreshd.schedule s"
+	" WHERE s.due_at <= now() AND (s.lease_until IS NULL OR s.lease_until <= now())) x) d",
 };
 static const struct pgstmt SQL_STATES = {
 	"vault_states",
@@ -260,10 +268,24 @@ static int count_all_tables(struct pgsync *pg, struct vault_status *out, struct 
 	return 0;
 }
 
-int vault_status(struct pgsync *pg, bool count_all, struct vault_status *out, struct fault *f)
+/* As the scheduler: presenting a token again that does not change does no harm. */
+static struct pgargs *status_args(const struct conf *c)
+{
+	struct pgargs *a = pgargs_new();
+	pgargs_i64(a, c->refresh.takeover_delay_us);
+	pgargs_array(a, PGT_TEXT);
+	for (size_t i = 0; i < c->n_providers; i++) {
+		if (c->providers[i]->rotation == ROTATION_NONE || c->providers[i]->grant == GRANT_CLIENT)
+			pgargs_text(a, c->providers[i]->key);
+	}
+	pgargs_array_end(a);
+	return a;
+}
+
+int vault_status(struct pgsync *pg, const struct conf *c, bool count_all, struct vault_status *out, struct fault *f)
 {
 	struct pgresult r;
-	int rc = pgsync_query(pg, &SQL_STATUS, NULL, &r, NULL, f);
+	int rc = pgsync_query(pg, &SQL_STATUS, status_args(c), &r, NULL, f);
 	if (rc != 0)
 		return rc;
 	struct vault_status s = {
@@ -276,6 +298,7 @@ int vault_status(struct pgsync *pg, bool count_all, struct vault_status *out, st
 		.deliveries_waiting = pgresult_int(&r, 0, 6),
 		.oldest_waiting_at = pgresult_time_or_0(&r, 0, 7),
 		.endpoints_disabled = pgresult_int(&r, 0, 8),
+		.left_to_owner = pgresult_int(&r, 0, 9),
 		.by_state = { -1, -1, -1, -1, -1 },
 		.in_doubt = -1,
 		.expired = -1,

@@ -38,9 +38,10 @@ int vault_instances(struct pgsync *pg, vault_instance_fn *fn, void *arg, struct 
 /* Removes an instance that is not alive; what it left unresolved may be taken over at once. ST_NOT_FOUND, ST_DENIED (it is alive). */
 int vault_instance_forget(struct pgsync *pg, const char *name, int64_t *leases, struct fault *f) MUST_USE;
 struct vault_status {
-	int64_t due;		  /* due and not leased */
+	int64_t due;		  /* due, not leased, and to be had */
 	int64_t overdue;	  /* so for more than a minute */
 	int64_t oldest_due_at;	  /* 0: none */
+	int64_t left_to_owner;	  /* due; the daemon that claimed it is silent and may hold the answer (refresh.takeover_delay) */
 	int64_t in_flight;	  /* leased now */
 	int64_t orphans;
 	int64_t events_waiting, deliveries_waiting;
@@ -50,7 +51,7 @@ struct vault_status {
 	int64_t by_state[5], in_doubt, expired;
 	int64_t unknown_state; /* words of a newer program */
 };
-int vault_status(struct pgsync *pg, bool count_all, struct vault_status *out, struct fault *f) MUST_USE;
+int vault_status(struct pgsync *pg, const struct conf *c, bool count_all, struct vault_status *out, struct fault *f) MUST_USE;
 
 /* ---- providers ---- */
 struct vault_service_count {

@@ -416,6 +416,20 @@ def test_status(w):
 		" ('d1', gen_random_uuid(), 1, '0.1', now(), now())", dbname="clean")
 	d = w.run("status", conf=conf)
 	check(d.code == 0 and "everything is well" in d.out, "status of a healthy vault is exit 0", d)
+	w.pg.psql("insert into refreshd.schedule (slot, connection_id, token_version, due_at, attempt_id, lease_owner, lease_until, application_id,"
+		" service_id) values (0, '00000000-0000-0000-0000-000000000001', 1, now() - interval '5 min', 5, 77, now() - interval '2 min', 'app1', 'xero')",
+		dbname="clean")
+	d = w.run("status", "--json", conf=conf)
+	s = d.json()
+	check(d.code == 0 and (s["overdue"], s["due"], s["left_to_owner"], s["oldest_due_at"]) == (0, 0, 1, None),
+		"what is left to a silent daemon is not overdue", d)
+	for name, change in (("its owner is alive", "lease_owner = 1"), ("it was given up", "lease_owner = 0"), ("its attempt was voided", "attempt_id = 0"),
+		("the delay is over", "lease_until = now() - interval '16 min'")):
+		w.pg.psql("begin; update refreshd.schedule set attempt_id = 5, lease_owner = 77, lease_until = now() - interval '2 min';"
+			" update refreshd.schedule set %s; commit" % change, dbname="clean")
+		d = w.run("status", "--json", conf=conf)
+		check(d.code == 1 and d.json()["overdue"] == 1 and d.json()["left_to_owner"] == 0, "but it is when " + name, d)
+	w.pg.psql("truncate refreshd.schedule", dbname="clean")
 	d = w.run("providers")
 	check(d.code == 0 and "xero" in d.out and "keyed" in d.out, "providers", d)
 	rows = w.run("providers", "xero", "--json").json()
