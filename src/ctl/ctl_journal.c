@@ -22,6 +22,7 @@ struct records {
 	struct ctl_listing l;
 	bool listing;
 	uint64_t open, done, foreign;
+	unsigned damaged; /* segments */
 };
 
 static void show_record(struct ctl_listing *l, uint64_t seq, bool done, size_t n, bool known, const uint8_t id[16], int64_t attempt)
@@ -65,18 +66,33 @@ static int on_record(void *arg, uint64_t seq, bool done, const void *p, size_t n
 	return 0;
 }
 
+static void on_damage(void *arg, const struct fault *what)
+{
+	struct records *r = arg;
+	r->damaged++;
+	ctl_note("journal: %s", what->text);
+}
+
+static int complain_of_damage(const char *command, unsigned segments)
+{
+	return ctl_complain("%s: %u segment%s damaged: an answer may be lost there; keep the files", command, segments,
+		segments == 1 ? " is" : "s are");
+}
+
 static int journal_list(struct ctl *c, const char *dir)
 {
 	static const char *const headers[] = { "SEQ", "CONNECTION", "ATTEMPT", "BYTES", "STATE" };
 	struct records r = { .listing = true };
 	struct fault f = { 0 };
 	ctl_listing_begin(&r.l, c, headers, 5);
-	int rc = journal_inspect(dir, on_record, &r, &f);
+	int rc = journal_inspect(dir, on_record, on_damage, &r, &f);
 	ctl_listing_end(&r.l);
 	if (rc != 0)
 		return ctl_fail("journal list", &f);
 	if (!c->json)
 		printf("%" PRIu64 " open, %" PRIu64 " done\n", r.open, r.done);
+	if (r.damaged > 0)
+		return complain_of_damage("journal list", r.damaged);
 	if (r.foreign > 0)
 		return ctl_complain("journal list: %" PRIu64 " records are of a form that this program does not know", r.foreign);
 	return CTL_OK;
@@ -106,7 +122,7 @@ static int journal_replay_(const struct ctl *c, const char *dir)
 	bool held = false;
 	int rc = lock_held(dir, &held, &f);
 	if (rc == 0)
-		rc = journal_inspect(dir, on_record, &r, &f);
+		rc = journal_inspect(dir, on_record, on_damage, &r, &f);
 	if (rc != 0)
 		return ctl_fail("journal replay", &f);
 	if (c->json) {
@@ -115,20 +131,23 @@ static int journal_replay_(const struct ctl *c, const char *dir)
 		jsonw_object(&j.w, NULL);
 		jsonw_int(&j.w, "open", (int64_t)r.open);
 		jsonw_bool(&j.w, "in_use", held);
+		jsonw_int(&j.w, "damaged_segments", (int64_t)r.damaged);
 		jsonw_object_end(&j.w);
 		int status = ctl_json_end(&j);
-		return status == CTL_OK && r.open > 0 && !held ? CTL_FAILURE : status;
+		return status == CTL_OK && ((r.open > 0 && !held) || r.damaged > 0) ? CTL_FAILURE : status;
 	}
 	puts("The daemon replays its journal itself, at every start, before it refreshes anything.");
 	printf("%s: %" PRIu64 " open records\n", dir, r.open);
 	if (held) {
 		puts("A daemon holds this journal: its open records are being worked on.");
-		return CTL_OK;
+		return r.damaged > 0 ? complain_of_damage("journal replay", r.damaged) : CTL_OK;
 	}
 	puts("No daemon holds this journal.");
+	if (r.damaged > 0)
+		(void)complain_of_damage("journal replay", r.damaged);
 	if (r.open > 0)
 		return ctl_complain("journal replay: start refreshd with this state_dir: it will replay %" PRIu64 " records", r.open);
-	return CTL_OK;
+	return r.damaged > 0 ? CTL_FAILURE : CTL_OK;
 }
 
 int ctl_journal(struct ctl *c, int argc, char **argv)

@@ -85,8 +85,10 @@ void journal_on_sync(struct journal *j, void (*fn)(void *arg, int64_t us), void 
 
 /*
  * Read-only look at a directory that may be in use by a daemon: for refreshctl journal. Takes no lock. Calls fn once for
- * every record that is on disk, oldest first, done or not; what is moved or dropped meanwhile may be missed.
+ * every record that is on disk, oldest first, done or not; what is moved or dropped meanwhile may be missed. Before them, `damaged` (NULL:
+ * nobody wants to know) hears of every segment with bytes that are no record in front of one that is; a tail that a crash tore is none.
  */
-int journal_inspect(const char *dir, int (*fn)(void *arg, uint64_t seq, bool done, const void *p, size_t n), void *arg, struct fault *f) MUST_USE;
+int journal_inspect(const char *dir, int (*fn)(void *arg, uint64_t seq, bool done, const void *p, size_t n),
+	void (*damaged)(void *arg, const struct fault *what), void *arg, struct fault *f) MUST_USE;
 
 #endif

@@ -508,6 +508,13 @@ int journal_segment_scan(const struct journal_dir *d, const struct journal_name 
 	return code;
 }
 
+void journal_damage_describe(const struct journal_dir *d, const struct journal_name *name, const struct journal_damage *damage,
+	struct fault *out)
+{
+	(void)fault_set(out, ST_SYNTAX, "%s/%s: damaged in %u place%s, the first at offset %" PRIu64 ", %" PRIu64 " bytes in all", d->path,
+		name->name, damage->n, damage->n == 1 ? "" : "s", damage->offset, damage->bytes);
+}
+
 int journal_segment_read(const struct journal_dir *d, const struct journal_name *name, uint64_t offset, uint64_t seq, struct buf *out)
 {
 	int fd;

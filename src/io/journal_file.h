@@ -92,6 +92,9 @@ struct journal_damage { /* places where bytes that are no record lie before a re
  */
 int journal_segment_scan(const struct journal_dir *d, const struct journal_name *name, journal_scan_fn *fn, void *arg,
 	struct journal_damage *damage, struct fault *f) MUST_USE;
+/* What was found, in a sentence with file and offset: ST_SYNTAX. */
+void journal_damage_describe(const struct journal_dir *d, const struct journal_name *name, const struct journal_damage *damage,
+	struct fault *out);
 /* The one record at `offset`; ST_IO when it is not there. `out` is replaced. */
 int journal_segment_read(const struct journal_dir *d, const struct journal_name *name, uint64_t offset, uint64_t seq, struct buf *out) MUST_USE;
 /* The size of a segment's file. */

@@ -23,7 +23,31 @@ struct listing {
 	struct seen *v;
 	size_t n, cap;
 	uint32_t segment;
+	bool *hurt; /* by segment */
+	size_t n_segments;
 };
+
+static int ignore_record(void *arg, const struct journal_record *r)
+{
+	(void)arg, (void)r;
+	return 0;
+}
+
+/* A daemon may have been writing there just then: what is damage now is so at the second look as well. */
+static int tell_damage(const struct journal_dir *d, const struct journal_name *name, void (*damaged)(void *arg, const struct fault *what),
+	void *arg, struct fault *f)
+{
+	struct journal_damage damage = { .n = 0 };
+	struct fault what = { 0 };
+	int code = journal_segment_scan(d, name, ignore_record, NULL, &damage, f);
+	if (code == ST_NOT_FOUND) /* all done, and removed */
+		return 0;
+	if (code != 0 || damage.n == 0)
+		return code;
+	journal_damage_describe(d, name, &damage, &what);
+	damaged(arg, &what);
+	return 0;
+}
 
 static int list_record(void *arg, const struct journal_record *r)
 {
@@ -53,9 +77,14 @@ static int list_all(const struct journal_dir *d, struct journal_name **names, st
 	if (code != 0)
 		return code;
 	l->n = 0;
+	mem_free(l->hurt);
+	l->hurt = mem_calloc(n + 1, sizeof(*l->hurt));
+	l->n_segments = n;
 	for (size_t i = 0; i < n && code == 0; i++) {
+		struct journal_damage damage = { .n = 0 };
 		l->segment = (uint32_t)i;
-		code = journal_segment_scan(d, &(*names)[i], list_record, l, NULL, f);
+		code = journal_segment_scan(d, &(*names)[i], list_record, l, &damage, f);
+		l->hurt[i] = damage.n > 0;
 	}
 	if (code != 0) {
 		mem_free(*names);
@@ -84,7 +113,8 @@ static int give_run(const struct journal_dir *d, const struct journal_name *name
 	return fn(arg, data->seq, done, b->data, b->len);
 }
 
-int journal_inspect(const char *dir, int (*fn)(void *arg, uint64_t seq, bool done, const void *p, size_t n), void *arg, struct fault *f)
+int journal_inspect(const char *dir, int (*fn)(void *arg, uint64_t seq, bool done, const void *p, size_t n),
+	void (*damaged)(void *arg, const struct fault *what), void *arg, struct fault *f)
 {
 	struct journal_dir d;
 	int code = journal_dir_open(dir, false, &d, f);
@@ -95,6 +125,9 @@ int journal_inspect(const char *dir, int (*fn)(void *arg, uint64_t seq, bool don
 	code = ST_NOT_FOUND;
 	for (int i = 0; i < MAX_LISTINGS && code == ST_NOT_FOUND; i++)
 		code = list_all(&d, &names, &l, f);
+	for (size_t i = 0; code == 0 && damaged != NULL && i < l.n_segments; i++)
+		if (l.hurt[i])
+			code = tell_damage(&d, &names[i], damaged, arg, f);
 	struct buf b;
 	buf_init(&b, JOURNAL_RECORD_MAX);
 	for (size_t i = 0, end; code == 0 && i < l.n; i = end) {
@@ -108,6 +141,7 @@ int journal_inspect(const char *dir, int (*fn)(void *arg, uint64_t seq, bool don
 	}
 	buf_fini(&b);
 	mem_free(l.v);
+	mem_free(l.hurt);
 	mem_free(names);
 	journal_dir_close(&d);
 	return code;

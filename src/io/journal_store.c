@@ -112,8 +112,7 @@ static int recover_segment(struct journal_store *s, const struct journal_name *n
 	struct fault found;
 	code = journal_segment_scan(&s->dir, name, recover_record, &(struct recovery){ .store = s, .segment = seg }, &damage, f);
 	if (damage.n > 0) {
-		fault_set(&found, ST_SYNTAX, "%s/%s: damaged in %u place%s, the first at offset %" PRIu64 ", %" PRIu64 " bytes in all",
-			s->dir.path, name->name, damage.n, damage.n == 1 ? "" : "s", damage.offset, damage.bytes);
+		journal_damage_describe(&s->dir, name, &damage, &found);
 		note(s, &found);
 	}
 	return code;

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -575,6 +576,31 @@ def test_rekey(w):
 	w.keyring("k2", "k1")
 
 
+HEADER, RECORD, PAYLOAD = 40, 24, 40  # bytes
+
+
+def crc32c(data):
+	crc = 0xffffffff
+	for byte in data:
+		crc ^= byte
+		for _ in range(8):
+			crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+	return crc ^ 0xffffffff
+
+
+def segment(directory, n):
+	"""A segment with n answers as the daemon writes them, but for the header, whose damage hides nothing."""
+	path = "%s/%016x-%016x.seg" % (directory, 1, 1)
+	with open(path, "wb") as f:
+		f.write(bytes(HEADER))
+		for seq in range(1, n + 1):
+			payload = b"\x01" + os.urandom(16) + struct.pack(">qq", 7, 1) + bytes(PAYLOAD - 33)
+			head = struct.pack("<IIQI", 0x314a4652, 1, seq, len(payload))
+			f.write(head + struct.pack("<I", crc32c(struct.pack("<Q", 1) + head + payload)) + payload)
+		f.write(bytes(1000))
+	return path
+
+
 def test_journal(w):
 	d = w.run("journal", "list")
 	check(d.code == 1 and "journal" in d.err, "a journal that is not there", d)
@@ -586,6 +612,18 @@ def test_journal(w):
 	with open(w.dir + "/journal/lock", "w") as f:
 		fcntl.flock(f, fcntl.LOCK_EX)
 		check("A daemon holds" in w.run("journal", "replay").out, "a journal in use")
+	path = segment(w.dir + "/journal", 3)
+	d = w.run("journal", "list")
+	check(d.code == 0 and "3 open" in d.out, "three answers", d)
+	with open(path, "r+b") as f:
+		f.seek(HEADER + RECORD + PAYLOAD + 3)
+		f.write(b"#")
+	d = w.run("journal", "list", "--json")
+	check(d.code == 1 and len(d.json()) == 2 and "damaged in 1 place, the first at offset %d" % (HEADER + RECORD + PAYLOAD) in d.err and path in d.err,
+		"damage in a journal is shown with its place", d)
+	d = w.run("journal", "replay", "--json")
+	check(d.code == 1 and d.json()["damaged_segments"] == 1 and d.json()["open"] == 2, "journal replay says it too", d)
+	os.remove(path)
 
 
 def test_orphans(w):

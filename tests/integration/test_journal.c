@@ -1242,6 +1242,12 @@ static int on_inspect(void *arg, uint64_t seq, bool done, const void *p, size_t 
 	return 0;
 }
 
+static int ignore_inspected(void *arg, uint64_t seq, bool done, const void *p, size_t n)
+{
+	(void)arg, (void)seq, (void)done, (void)p, (void)n;
+	return 0;
+}
+
 static int inspect_stop(void *arg, uint64_t seq, bool done, const void *p, size_t n)
 {
 	(void)arg, (void)seq, (void)done, (void)p, (void)n;
@@ -1258,14 +1264,52 @@ START_TEST(inspect_while_in_use)
 	wait_for(journal_open_records(j) == 9);
 	struct found x = { 0 };
 	struct fault f;
-	ck_ok(journal_inspect(dir, on_inspect, &x, &f));
+	ck_ok(journal_inspect(dir, on_inspect, NULL, &x, &f));
 	ck_assert_int_eq(x.n, 10);
 	ck_assert_int_eq(x.done, 1);
-	ck_assert_int_eq(journal_inspect(dir, inspect_stop, NULL, &f), ST_CANCELED);
+	ck_assert_int_eq(journal_inspect(dir, inspect_stop, NULL, NULL, &f), ST_CANCELED);
 	put_str(j, "still works");
 	journal_close(j);
-	ck_assert_int_eq(journal_inspect("/nonexistent", on_inspect, &x, &f), ST_NOT_FOUND);
+	ck_assert_int_eq(journal_inspect("/nonexistent", on_inspect, NULL, &x, &f), ST_NOT_FOUND);
 	ck_assert_ptr_nonnull(strstr(f.text, "/nonexistent"));
+}
+END_TEST
+
+static void on_damaged(void *arg, const struct fault *what)
+{
+	struct notes *x = arg;
+	x->calls++;
+	x->last = *what;
+}
+
+START_TEST(inspect_tells_damage_before_the_records)
+{
+	struct journal *j = open_small();
+	struct notes notes = { 0 };
+	struct fault f;
+	for (int i = 0; i < 3; i++)
+		put_str(j, "data");
+	journal_close(j);
+	struct found x = { 0 };
+	ck_ok(journal_inspect(dir, ignore_inspected, on_damaged, &notes, &f)); /* what is behind the last record is none */
+	ck_assert_int_eq(notes.calls, 0);
+	struct journal_name name;
+	journal_name_make(1, 1, &name);
+	char *path = mem_printf("%s/%s", dir, name.name);
+	int fd = open(path, O_RDWR);
+	const off_t second = JOURNAL_FILE_HEADER + (off_t)journal_record_size(4);
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(pwrite(fd, "#", 1, second + JOURNAL_FILE_RECORD), 1);
+	ck_ok(journal_inspect(dir, ignore_inspected, on_damaged, &notes, &f));
+	ck_assert_int_eq(notes.calls, 1);
+	char *want = mem_printf("%s: damaged in 1 place, the first at offset %ld, %zu bytes in all", name.name, (long)second, journal_record_size(4));
+	ck_assert_int_eq(notes.last.code, ST_SYNTAX);
+	ck_assert_msg(strstr(notes.last.text, want) != NULL, "%s", notes.last.text);
+	ck_ok(journal_inspect(dir, on_inspect, NULL, &x, &f));
+	ck_assert_int_eq(x.n, 2);
+	mem_free(want);
+	mem_free(path);
+	close(fd);
 }
 END_TEST
 
@@ -1463,6 +1507,7 @@ Suite *unit_suite(void)
 	unit_add(t, rights);
 	unit_add(t, parameters);
 	unit_add(t, inspect_while_in_use);
+	unit_add(t, inspect_tells_damage_before_the_records);
 	unit_add(t, hundred_thousand_records);
 	unit_add(t, killed_in_the_middle);
 	suite_add_tcase(s, t);

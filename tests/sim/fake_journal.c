@@ -369,9 +369,9 @@ void journal_on_sync(struct journal *j, void (*fn)(void *arg, int64_t us), void 
 }
 
 int journal_inspect(const char *dir, int (*fn)(void *arg, uint64_t seq, bool done, const void *p, size_t n),
-	void *arg, struct fault *f)
+	void (*damaged)(void *arg, const struct fault *what), void *arg, struct fault *f)
 {
-	(void)dir;
+	(void)dir, (void)damaged;
 	for (const struct record *r = disk.first; r != NULL; r = r->next) {
 		int e = r->durable ? fn(arg, r->seq, r->done, r->p, r->n) : 0;
 		if (e < 0)
