@@ -23,7 +23,8 @@
  * so that nobody presents a token while we do: `x` gives that lease back. So does a merge, which adds one to the version; a
  * refusal that comes behind it may have been a provider's revocation, so the merged token is to be tried at once. State and event
  * follow from the settings that the request was made with: when these changed meanwhile, `n` finds nobody, and the row is due
- * again now, with the new ones; its tokens are written all the same. Nobody is waited
+ * again now, with the new ones; its tokens are written all the same. So it is when a row is to leave the schedule for what it was:
+ * it may have been switched on since. Nobody is waited
  * for: a row that another transaction has (an import, a deletion, or this very result whose first sending is only now
  * committed) must not keep the rest of the batch. Its fence stands in the snapshot and not in `f`: `again`, because only a
  * later snapshot can tell what became of it. */
@@ -31,6 +32,8 @@
 	" l AS MATERIALIZED (SELECT r.ord FROM refreshd.schedule s JOIN r ON s.slot = r.slot AND s.connection_id = r.connection_id" \
 	" WHERE s.attempt_id = r.attempt_id AND s.token_version = r.token_version AND s.lease_owner IS NOT NULL" \
 	" FOR NO KEY UPDATE OF s SKIP LOCKED),"
+#define RESULT_JUDGES "(r.touch OR r.due_at = 'infinity')"
+#define TOUCHED(column_) column_ " = CASE WHEN r.touch THEN r." column_ " ELSE c." column_ " END"
 #define RESULT_TOKENS \
 	" k AS (UPDATE refreshd.credential c SET token_version = r.token_version + 1, access_token = r.access_token," \
 	" refresh_token = r.refresh_token, previous_refresh_token = r.previous_refresh_token," \
@@ -63,15 +66,15 @@ static const struct pgstmt SQL_PERSIST = {
 	"unnest($30::text[]) AS entity_id, unnest($31::text[]) AS entity, unnest($32::timestamptz[]) AS seen_at, "
 	"unnest($34::int[]) AS ord),"
 	RESULT_LOCK
-	" n AS (UPDATE refreshd.connection c SET state = r.state, health = r.health, reason = r.reason, failures = r.failures,"
-	" first_failed_at = r.first_failed_at, last_failed_at = r.last_failed_at, updated_at = r.updated_at FROM r JOIN l USING (ord)"
-	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND r.touch AND c.updated_at = r.seen_at RETURNING r.ord),"
-	" f AS (UPDATE refreshd.schedule s SET due_at = CASE WHEN r.touch AND n.ord IS NULL THEN now() ELSE r.due_at END,"
-	" doubts = CASE WHEN r.touch AND n.ord IS NULL AND NOT r.has_token THEN greatest(s.doubts, r.doubts) ELSE r.doubts END,"
+	" n AS (UPDATE refreshd.connection c SET " TOUCHED("state") ", " TOUCHED("health") ", " TOUCHED("reason") ", " TOUCHED("failures") ","
+	" " TOUCHED("first_failed_at") ", " TOUCHED("last_failed_at") ", " TOUCHED("updated_at") " FROM r JOIN l USING (ord)"
+	" WHERE c.slot = r.slot AND c.connection_id = r.connection_id AND " RESULT_JUDGES " AND c.updated_at = r.seen_at RETURNING r.ord),"
+	" f AS (UPDATE refreshd.schedule s SET due_at = CASE WHEN " RESULT_JUDGES " AND n.ord IS NULL THEN now() ELSE r.due_at END,"
+	" doubts = CASE WHEN " RESULT_JUDGES " AND n.ord IS NULL AND NOT r.has_token THEN greatest(s.doubts, r.doubts) ELSE r.doubts END,"
 	" lease_owner = NULL, lease_until = NULL,"
 	" sent_deadline = NULL, token_version = s.token_version + r.has_token::int FROM r JOIN l USING (ord) LEFT JOIN n USING (ord)"
 	" WHERE s.slot = r.slot AND s.connection_id = r.connection_id"
-	" RETURNING r.ord, r.touch AND n.ord IS NULL AS stale),"
+	" RETURNING r.ord, " RESULT_JUDGES " AND n.ord IS NULL AS stale),"
 	RESULT_TOKENS
 	" e AS (INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity,"
 	" reason, failures, occurred_at) SELECT r.event_id, r.application_id, r.connection_id, r.event_type, r.entity_id,"

@@ -673,6 +673,41 @@ START_TEST(a_row_that_was_set_aside_is_due_again_once_its_answer_is_written)
 }
 END_TEST
 
+/* What a daemon makes of a connection that is switched off; of its words none is to be written. */
+static enum store_verdict leave_the_schedule(const struct told *claimed)
+{
+	struct store_result r = {
+		.attempt_id = claimed->attempt_id,
+		.token_version = claimed->token_version,
+		.due_at = TIME_NEVER,
+		.state = CONN_INVALID,
+		.health = HEALTH_NEEDS_AUTH,
+		.failures = 9,
+		.updated_at = sys_wall_us(),
+		.seen_at = claimed->updated_at,
+	};
+	memcpy(r.id, id, sizeof r.id);
+	ck_ok(store_persist(store, &r, 1, on_verdict, &first));
+	return await(&first).verdict;
+}
+
+START_TEST(a_row_leaves_the_schedule_only_as_it_was_read)
+{
+	static const char *const untouched = "SELECT count(*) FROM refreshd.connection WHERE state = 'callable' AND health = 'ok' AND failures = 0";
+	struct told c = claim();
+	sql("UPDATE refreshd.schedule SET due_at = '2030-01-01'; UPDATE refreshd.connection SET enabled = true, updated_at = updated_at + interval '1 s'");
+	ck_assert_int_eq(leave_the_schedule(&c), STORE_STALE);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE due_at <= now() AND lease_owner IS NULL"), 1);
+	ck_assert_int_eq(number(untouched), 1);
+	c = claim();
+	ck_assert_uint_eq(c.n, 1);
+	ck_assert_int_eq(leave_the_schedule(&c), STORE_APPLIED);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule WHERE due_at = 'infinity' AND lease_owner IS NULL"), 1);
+	ck_assert_int_eq(number(untouched), 1);
+	ck_assert_int_eq(number("SELECT (extract(epoch FROM updated_at) * 1000000)::bigint FROM refreshd.connection"), c.updated_at);
+}
+END_TEST
+
 /* The commit of the first may wait long, as for a standby that is away; meanwhile the store looks again every two seconds. */
 START_TEST(an_enrolment_that_takes_long_is_not_sent_twice)
 {
@@ -720,6 +755,7 @@ Suite *unit_suite(void)
 	unit_add(c, a_lease_of_another_is_not_released);
 	unit_add(c, a_lease_that_ran_out_is_a_doubt_unless_an_import_came_in_between);
 	unit_add(c, a_heartbeat_does_not_make_a_wrong_schema_fit);
+	unit_add(c, a_row_leaves_the_schedule_only_as_it_was_read);
 	unit_add(c, a_row_that_was_set_aside_is_made_due_by_new_tokens_only);
 	unit_add(c, a_row_that_was_set_aside_is_due_again_once_its_answer_is_written);
 	unit_add(c, an_enrolment_that_takes_long_is_not_sent_twice);

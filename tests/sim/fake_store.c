@@ -558,7 +558,7 @@ static enum store_verdict persist_one(const struct store *s, const struct store_
 		}
 		return STORE_LOST;
 	}
-	bool stale = x->touch && r->updated_at != x->seen_at;
+	bool stale = (x->touch || x->due_at == TIME_NEVER) && r->updated_at != x->seen_at;
 	r->due_at = stale ? sys_wall_us() : x->due_at;
 	if (!stale || x->has_token || x->doubts > r->doubts)
 		r->doubts = x->doubts;

@@ -283,6 +283,27 @@ START_TEST(disabled_connection_leaves_the_schedule)
 }
 END_TEST
 
+START_TEST(a_connection_that_is_switched_on_meanwhile_stays_in_the_schedule)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(300));
+	r->enabled = false; /* and an import has made it due */
+	fake_store_set_delay(w->store, SECONDS(1));
+	ck_assert(world_claim(w, r));
+	fake_loop_run_for(w->loop, US_PER_S / 2);
+	ck_assert_int_eq(state_of(w, r), AT_CLAIMING); /* claimed, and the answer is on its way */
+	r->enabled = true;
+	fake_store_change(r);
+	world_wait_gone(w, r);
+	ck_assert_int_le(r->due_at, sys_wall_us());
+	fake_store_set_delay(w->store, 0);
+	ck_assert(world_claim(w, r));
+	world_wait_gone(w, r);
+	ck_assert_int_eq(r->refreshes, 1);
+	world_end(w);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- the journal */
 
 START_TEST(reply_is_durable_before_it_is_parsed)
@@ -1220,6 +1241,7 @@ Suite *unit_suite(void)
 	unit_add(t, changed_credential_is_given_back);
 	unit_add(t, token_that_cannot_be_opened_is_put_off);
 	unit_add(t, disabled_connection_leaves_the_schedule);
+	unit_add(t, a_connection_that_is_switched_on_meanwhile_stays_in_the_schedule);
 	unit_add(t, reply_is_durable_before_it_is_parsed);
 	unit_add(t, failed_sync_goes_on_to_the_database);
 	unit_add(t, death_while_claiming_is_a_doubt);
