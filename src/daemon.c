@@ -78,6 +78,26 @@ static void run_now(struct daemon *d)
 
 static void recover(struct daemon *d);
 
+static void tell_in_doubt(int64_t rows)
+{
+	if (rows > 0)
+		log_warning("daemon.in_doubt", K_COUNT(rows), K_TEXT("hint", "claimed by an earlier run that did not settle them"));
+}
+
+static void on_recovered_early(void *arg, int code, int64_t rows)
+{
+	struct daemon *d = arg;
+	MAGIC_CHECK(d, DAEMON_MAGIC);
+	/* The database went away: once more when it is back. One that takes too long is not asked again and again. */
+	d->recover_early = code != 0 && store_state(d->store) != STORE_READY;
+	tell_in_doubt(code == 0 ? rows : 0);
+}
+
+static void recover_early(struct daemon *d)
+{
+	d->recover_early = store_recover_early(d->store, on_recovered_early, d) != 0;
+}
+
 static void on_recovered(void *arg, int code, int64_t rows)
 {
 	struct daemon *d = arg;
@@ -88,9 +108,9 @@ static void on_recovered(void *arg, int code, int64_t rows)
 		set_phase(d, PHASE_REPLAYING); /* the next READY or tick comes back here */
 		return;
 	}
-	if (rows > 0)
-		log_warning("daemon.in_doubt", K_COUNT(rows), K_TEXT("hint", "claimed by an earlier run that did not settle them"));
+	tell_in_doubt(rows);
 	run_now(d);
+	recover_early(d);
 }
 
 static void recover(struct daemon *d)
@@ -142,6 +162,8 @@ static void on_store_state(void *arg, enum store_state s, const struct fault *wh
 		recover(d);
 	else if (d->phase == PHASE_RUNNING)
 		scheduler_replan(d->scheduler);
+	if (d->phase == PHASE_RUNNING && d->recover_early)
+		recover_early(d);
 }
 
 static void on_journal_state(void *arg, bool writable, const struct fault *why)

@@ -83,15 +83,24 @@ static const struct pgstmt SQL_LOAD = {
 	" WHERE u.slot = $1 AND u.connection_id = $2",
 };
 
-/* The webhooks that were being delivered as well: at least once is promised, and nobody is to wait for the lease of the dead. */
+/* What is claimed is due, with few exceptions: so the first part, for which a start waits, reads what is due now and not the whole
+ * table. The webhooks that were being delivered as well: at least once is promised, and nobody is to wait for the lease of the dead.
+ * The second part is for what was started before its time, and then nothing is left to look for. */
+#define FORMER_LEASES "lease_owner = ANY (ARRAY(SELECT unnest(former_epochs) FROM f))"
 static const struct pgstmt SQL_RECOVER = {
 	"refresh_recover",
-	"WITH i AS (UPDATE refreshd.instance SET former_epochs = '{}' WHERE name = $1 AND epoch = $2 RETURNING name),"
-	" f AS MATERIALIZED (SELECT former_epochs FROM refreshd.instance WHERE name = $1 AND epoch = $2),"
+	"WITH f AS MATERIALIZED (SELECT former_epochs FROM refreshd.instance WHERE name = $1 AND epoch = $2),"
 	" d AS (UPDATE refreshd.delivery SET lease_until = now() FROM f WHERE done_at IS NULL AND lease_until > now()"
 	" AND lease_owner = ANY (f.former_epochs))"
+	" UPDATE refreshd.schedule SET lease_owner = $2, lease_until = least(lease_until, now())"
+	" WHERE due_at < 'infinity' AND due_at <= now() + interval '10 seconds' AND " FORMER_LEASES,
+};
+static const struct pgstmt SQL_RECOVER_EARLY = {
+	"refresh_recover_early",
+	"WITH i AS (UPDATE refreshd.instance SET former_epochs = '{}' WHERE name = $1 AND epoch = $2 RETURNING name),"
+	" f AS MATERIALIZED (SELECT former_epochs FROM refreshd.instance WHERE name = $1 AND epoch = $2)"
 	" UPDATE refreshd.schedule SET lease_owner = $2, lease_until = least(lease_until, now()) FROM i"
-	" WHERE due_at < 'infinity' AND due_at <= now() + interval '1 hour' AND lease_owner = ANY (ARRAY(SELECT unnest(former_epochs) FROM f))",
+	" WHERE due_at < 'infinity' AND due_at <= now() + interval '1 hour' AND " FORMER_LEASES,
 };
 /* Due times come before expiries, so whatever has expired is at the front of the due index. What is due at its expiry has
  * nothing to be renewed with. */
@@ -270,12 +279,22 @@ static void on_recovered(void *arg, const struct pgtx_result *r)
 	call.fn(call.arg, ok ? 0 : ST_UNAVAILABLE, ok ? pgresult_affected(&r->results[0]) : 0);
 }
 
-int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg)
+static int send_recover(struct store *s, const struct pgstmt *stmt, void (*fn)(void *arg, int code, int64_t rows), void *arg)
 {
 	struct pgargs *a = pgargs_new();
 	pgargs_text(a, store_instance(s));
 	pgargs_i64(a, store_epoch(s));
-	return store_send_stmt(s, &SQL_RECOVER, a, WAIT_US, on_recovered, STORE_CALL(recover_call, .fn = fn, .arg = arg));
+	return store_send_stmt(s, stmt, a, WAIT_US, on_recovered, STORE_CALL(recover_call, .fn = fn, .arg = arg));
+}
+
+int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg)
+{
+	return send_recover(s, &SQL_RECOVER, fn, arg);
+}
+
+int store_recover_early(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg)
+{
+	return send_recover(s, &SQL_RECOVER_EARLY, fn, arg);
 }
 
 struct gauges_call {

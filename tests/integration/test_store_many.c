@@ -330,6 +330,9 @@ START_TEST(leases_of_all_former_lives_are_freed_and_ours)
 	ck_assert_uint_eq(claim(&o, 0).n, 0);
 	ck_ok(store_recover(o.store, on_recovered, NULL));
 	ck_assert_int_eq(await().rows, 1);
+	ck_assert_int_eq(number("SELECT cardinality(former_epochs) FROM refreshd.instance WHERE name = 'one'"), 2);
+	ck_ok(store_recover_early(o.store, on_recovered, NULL));
+	ck_assert_int_eq(await().rows, 0);
 	ck_assert_int_eq(number("SELECT cardinality(former_epochs) FROM refreshd.instance WHERE name = 'one'"), 0);
 	struct answer c = claim(&o, 3600 * US_PER_S);
 	ck_assert_uint_eq(c.n, 1);
@@ -338,6 +341,27 @@ START_TEST(leases_of_all_former_lives_are_freed_and_ours)
 	ck_assert_int_eq(await().rows, 0); /* that is none of its business */
 	close_store(&o);
 	close_store(&x);
+}
+END_TEST
+
+/* A start must not wait for a scan of the table; what was started before its time comes right after. */
+START_TEST(a_lease_that_was_taken_early_is_freed_by_the_second_part)
+{
+	struct one o;
+	open_store(&o, "one", 1);
+	ck_assert_uint_eq(claim(&o, 0).n, 1);
+	sql("UPDATE refreshd.schedule SET due_at = now() + interval '20 min' WHERE lease_owner IS NOT NULL");
+	close_store(&o);
+	open_store(&o, "one", 1);
+	ck_ok(store_recover(o.store, on_recovered, NULL));
+	ck_assert_int_eq(await().rows, 0);
+	close_store(&o); /* died again, in between */
+	open_store(&o, "one", 1);
+	ck_ok(store_recover_early(o.store, on_recovered, NULL));
+	ck_assert_int_eq(await().rows, 1);
+	ck_assert_int_eq(number("SELECT count(*) FROM refreshd.schedule s JOIN refreshd.instance i ON i.epoch = s.lease_owner"
+				" WHERE s.lease_until <= now()"), 1);
+	close_store(&o);
 }
 END_TEST
 
@@ -503,6 +527,7 @@ Suite *unit_suite(void)
 	unit_add(t, foreign_lease_is_told_by_the_poll_and_respected_by_the_claim);
 	unit_add(t, our_own_lease_and_one_that_was_voided_or_given_up_wait_for_nothing);
 	unit_add(t, leases_of_all_former_lives_are_freed_and_ours);
+	unit_add(t, a_lease_that_was_taken_early_is_freed_by_the_second_part);
 	unit_add(t, another_home_under_the_same_name_inherits_nothing);
 	unit_add(t, forgotten_instance_is_gone_and_its_ended_leases_are_free);
 	unit_add(t, who_comes_and_who_drains_is_seen_by_the_others_at_once);
