@@ -25,11 +25,13 @@
 /* An answer that took longer says too little about when the clock was read. */
 #define CLOCK_ANSWER_US US_PER_S
 
-/* A heartbeat younger than 20 s from another home means that someone else runs under our name. */
+/* A heartbeat younger than 20 s from another home means that someone else runs under our name. One who is refused asks every two
+ * seconds, for months if need be, and an attempt's id has room for eight million epochs: so he is given none. */
 static const struct pgstmt SQL_ENROL = {
 	"store_enrol",
 	"INSERT INTO refreshd.instance AS i (name, home, epoch, version, started_at, heartbeat_at)"
-	" VALUES ($1, $2, nextval('refreshd.epoch'), $3, now(), now())"
+	" SELECT $1, $2, nextval('refreshd.epoch'), $3, now(), now() WHERE NOT EXISTS (SELECT 1 FROM refreshd.instance o WHERE o.name = $1"
+	" AND o.home <> $2 AND NOT o.gone AND o.heartbeat_at >= now() - $4::int * interval '1 second')"
 	" ON CONFLICT (name) DO UPDATE SET home = excluded.home, epoch = excluded.epoch, version = excluded.version,"
 	" former_epochs = CASE WHEN i.home = excluded.home THEN i.former_epochs || i.epoch ELSE '{}' END,"
 	" presence = excluded.presence, started_at = now(), heartbeat_at = now(), gone = false"
