@@ -28,6 +28,8 @@
 #define EXIT_FAILED 1
 /* After SIGTERM: a request's whole timeout, and this much for the database. What is not committed then is in the journal. */
 #define DRAIN_EXTRA_US (30 * US_PER_S)
+/* Nothing is looked for that was started longer before it was due. */
+#define EARLIEST_US (3600 * US_PER_S)
 
 static const char *phase_word(enum phase p)
 {
@@ -93,9 +95,19 @@ static void on_recovered_early(void *arg, int code, int64_t rows)
 	tell_in_doubt(code == 0 ? rows : 0);
 }
 
+/* Only a provider's rate makes us start before the time. */
+static int64_t started_early_us(const struct conf *c)
+{
+	for (size_t i = 0; i < c->n_providers; i++) {
+		if (c->providers[i]->rate_per_s > 0)
+			return EARLIEST_US;
+	}
+	return 0;
+}
+
 static void recover_early(struct daemon *d)
 {
-	d->recover_early = store_recover_early(d->store, on_recovered_early, d) != 0;
+	d->recover_early = store_recover_early(d->store, started_early_us(d->conf), on_recovered_early, d) != 0;
 }
 
 static void on_recovered(void *arg, int code, int64_t rows)

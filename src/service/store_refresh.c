@@ -100,7 +100,7 @@ static const struct pgstmt SQL_RECOVER_EARLY = {
 	"WITH i AS (UPDATE refreshd.instance SET former_epochs = '{}' WHERE name = $1 AND epoch = $2 RETURNING name),"
 	" f AS MATERIALIZED (SELECT former_epochs FROM refreshd.instance WHERE name = $1 AND epoch = $2)"
 	" UPDATE refreshd.schedule SET lease_owner = $2, lease_until = least(lease_until, now()) FROM i"
-	" WHERE due_at < 'infinity' AND due_at <= now() + interval '1 hour' AND " FORMER_LEASES,
+	" WHERE due_at < 'infinity' AND due_at <= now() + $3::bigint * interval '1 microsecond' AND " FORMER_LEASES,
 };
 /* Due times come before expiries, so whatever has expired is at the front of the due index. What is due at its expiry has
  * nothing to be renewed with. */
@@ -279,22 +279,24 @@ static void on_recovered(void *arg, const struct pgtx_result *r)
 	call.fn(call.arg, ok ? 0 : ST_UNAVAILABLE, ok ? pgresult_affected(&r->results[0]) : 0);
 }
 
-static int send_recover(struct store *s, const struct pgstmt *stmt, void (*fn)(void *arg, int code, int64_t rows), void *arg)
+static struct pgargs *instance_args(struct store *s)
 {
 	struct pgargs *a = pgargs_new();
 	pgargs_text(a, store_instance(s));
 	pgargs_i64(a, store_epoch(s));
-	return store_send_stmt(s, stmt, a, WAIT_US, on_recovered, STORE_CALL(recover_call, .fn = fn, .arg = arg));
+	return a;
 }
 
 int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg)
 {
-	return send_recover(s, &SQL_RECOVER, fn, arg);
+	return store_send_stmt(s, &SQL_RECOVER, instance_args(s), WAIT_US, on_recovered, STORE_CALL(recover_call, .fn = fn, .arg = arg));
 }
 
-int store_recover_early(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg)
+int store_recover_early(struct store *s, int64_t early_us, void (*fn)(void *arg, int code, int64_t rows), void *arg)
 {
-	return send_recover(s, &SQL_RECOVER_EARLY, fn, arg);
+	struct pgargs *a = instance_args(s);
+	pgargs_i64(a, early_us);
+	return store_send_stmt(s, &SQL_RECOVER_EARLY, a, WAIT_US, on_recovered, STORE_CALL(recover_call, .fn = fn, .arg = arg));
 }
 
 struct gauges_call {

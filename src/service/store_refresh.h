@@ -131,9 +131,9 @@ int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, 
 /* Frees the leases that earlier epochs of this home left behind; they come back by poll with their doubt counted. The journal has
  * been replayed: what is still leased then has no answer that anybody will ever write. */
 int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg) MUST_USE;
-/* The second part of it, beside the work: what was started before it was due. It may read the whole table; where that takes longer than
- * a statement may, those few leases run out by themselves, and the next start tries again. */
-int store_recover_early(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg) MUST_USE;
+/* The second part of it, beside the work: what was started up to so much before it was due. It may read the whole table; where that takes
+ * longer than a statement may, those few leases run out by themselves, and the next start tries again. */
+int store_recover_early(struct store *s, int64_t early_us, void (*fn)(void *arg, int code, int64_t rows), void *arg) MUST_USE;
 
 /* An event about something that is no connection (provider faults, tests). */
 int store_event(struct store *s, enum event_type type, const uint8_t event_id[16], const char *application_id, const char *entity_id, const char *entity_type,
