@@ -73,7 +73,7 @@ static const char MIGRATION_1[] =
 	" refresh_token bytea,"
 	" previous_refresh_token bytea,"
 	" PRIMARY KEY (slot, connection_id))"
-	" WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);"
+	" WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 1);"
 	"ALTER TABLE refreshd.credential ALTER access_token SET STORAGE EXTERNAL,"
 	" ALTER refresh_token SET STORAGE EXTERNAL, ALTER previous_refresh_token SET STORAGE EXTERNAL,"
 	" ALTER captured SET STORAGE EXTERNAL;"

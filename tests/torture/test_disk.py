@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """The journal's disk breaks under load and is mended, with the real daemon: write and sync errors (a shim below libc), a limit on the
 size of files, and a stop without a database. Nothing may be presented while the gate is shut, nothing lost or presented again, it
-recovers by itself, and each event is one line of the log. REFRESHD_DISK_ROUNDS for the long form. TAP on stdout.
+recovers by itself, and each event is one line of the log. TORTURE=long for 52 faults; TORTURE_DISKS for so many of each kind. TAP on stdout.
 
 A file system that is really full, and rights that go: tests/integration/test_database.py. Damaged files: test_journal.
 """
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import world as w
 from world import wait_until
 
-ROUNDS = int(os.environ.get("REFRESHD_DISK_ROUNDS", "1"))
+ROUNDS = int(os.environ.get("TORTURE_DISKS") or (13 if os.environ.get("TORTURE") == "long" else 1))
 SHIM = os.path.join(w.BUILD, "tests/torture/diskfault.so")
 CONNECTIONS = 150
 
@@ -32,7 +33,8 @@ def under_load(world, name, at_len=200, preload=True):
 	return v, lambda word: v.write("disk", word)
 
 
-def settle(tap, world, v, name):
+def settle(tap, world, v, name, fault=None):
+	failed = tap.failed
 	now = v.sql("SELECT now()")
 	wait_until("everybody to be refreshed once more", lambda: v.count("refreshd.credential WHERE refreshed_at IS NULL OR refreshed_at < '%s'" % now) == 0, 60)
 	wait_until("quiet", v.quiet, 20)
@@ -41,6 +43,10 @@ def settle(tap, world, v, name):
 	w.judge_tokens(tap, world.sim, v, name)
 	tap.equal("no token is left beside its row", v.count("refreshd.orphan_token"), 0)
 	tap.check("every line of the log is JSON", v.log_lines())
+	if fault:  # a row of the table of make torture
+		tap.note("torture: " + json.dumps({"fault": fault, "mode": "strict", "runs": ROUNDS, "violations": tap.failed - failed,
+			"presentations": presentations(world, name), "lost": v.count("refreshd.connection WHERE reason = 'rotation_lost'"),
+			"window": {"n": 0, "max_ms": 0}, "again_s": {}}))
 
 
 def presentations(world, name):
@@ -63,11 +69,13 @@ def sync_error_once(tap, world):
 		disk("fsync-once")
 		wait_until("the file to be given up", lambda: len(v.logged("journal.file_given_up")) > given_up, 20)
 		disk("")
+		rotated = world.sim.stats("once")["rotated"]
+		wait_until("refreshes again", lambda: world.sim.stats("once")["rotated"] > rotated + 50, 30)
 	tap.equal("told once for each", len(v.logged("journal.file_given_up")), ROUNDS)
 	m = v.metrics()
 	tap.equal("counted", m.get("journal_faults_total", kind="io"), ROUNDS)
 	tap.equal("what the file was to take went into the next one", m.get("journal_skipped_total"), 0)
-	settle(tap, world, v, "once")
+	settle(tap, world, v, "once", "journal: one sync fails")
 
 
 def broken(tap, world, name, word):
@@ -82,7 +90,7 @@ def broken(tap, world, name, word):
 		tap.equal("shut and open are a line each", (len(v.logged("journal.not_writable")), len(v.logged("journal.writable"))), (i + 1, i + 1))
 	skipped, told = v.metrics().get("journal_skipped_total"), len(v.logged("journal.append_failed"))
 	tap.check("replies without a place are told once a time (%d replies, %d lines)" % (skipped, told), told <= ROUNDS and (told > 0) == (skipped > 0))
-	settle(tap, world, v, name)
+	settle(tap, world, v, name, "journal: every %s fails" % {"fsync": "sync", "write": "write"}[word])
 
 
 def sync_error(tap, world):
@@ -106,7 +114,7 @@ def limit_on_files(tap, world):
 		limit("unlimited")
 		wait_until("it to be writable again", lambda: v.metrics().get("journal_writable") == 1, 30)
 	tap.check("told once a time", len(v.logged("journal.append_failed")) <= ROUNDS)
-	settle(tap, world, v, "limit")
+	settle(tap, world, v, "limit", "journal: no file may grow")
 
 
 def stop_without_database(tap, world):
