@@ -24,9 +24,6 @@
 #define GROUP_BYTES ((size_t)2 * 1024 * 1024)
 #define PASSED_MAX 1024
 #define TRIES_MAX 8
-#define SEALED_MAX ((size_t)256 * 1024)
-#define ENTITY_MAX ((size_t)32 * 1024)
-#define ENTITY_ID_MAX 1024
 
 enum { ACCESS_TOKEN, REFRESH_TOKEN, SETTINGS, SEALED };
 
@@ -417,6 +414,10 @@ static void on_created(void *arg, int code, const struct store_written *v, size_
 		fail_group(g, code);
 		return;
 	}
+	/* The database goes on with the next group while this one is answered. */
+	if (n == g->n)
+		g->since = -PATIENCE_US;
+	start_groups(g->q);
 	answer_written(g, v, n);
 	if (g->n == 0) {
 		group_end(g);
@@ -432,16 +433,15 @@ static void on_created(void *arg, int code, const struct store_written *v, size_
 
 /* ---------------------------------------------------------------- the queue */
 
-static int by_id(const void *a, const void *b)
-{
-	const struct pending *const *x = a, *const *y = b;
-	return memcmp((*x)->id, (*y)->id, 16);
-}
-
 static int id_against(const void *id, const void *member)
 {
 	const struct pending *const *p = member;
 	return memcmp(id, (*p)->id, 16);
+}
+
+static int by_id(const void *a, const void *b)
+{
+	return id_against((*(const struct pending *const *)a)->id, b);
 }
 
 /* Is an import of the same connection out? */
@@ -558,10 +558,10 @@ static struct pending *pending_new(struct api_call *c, const struct provider *pr
 	struct pending *p = mem_alloc(sizeof *p);
 	import_init(&p->import);
 	for (int i = 0; i < SEALED; i++)
-		buf_init(&p->sealed[i], SEALED_MAX);
-	buf_init(&p->settings_public, SEALED_MAX);
-	buf_init(&p->entity, ENTITY_MAX);
-	buf_init(&p->entity_id, ENTITY_ID_MAX);
+		buf_init(&p->sealed[i], API_SEALED_MAX);
+	buf_init(&p->settings_public, API_SEALED_MAX);
+	buf_init(&p->entity, API_ENTITY_MAX);
+	buf_init(&p->entity_id, API_ENTITY_ID_MAX);
 	c->state = p;
 	c->free_state = pending_free;
 	p->call = c;

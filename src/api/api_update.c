@@ -18,8 +18,6 @@
 
 #define TRIES_MAX 6
 #define MASK "********"
-#define SEALED_MAX ((size_t)256 * 1024)
-#define ENTITY_MAX ((size_t)32 * 1024)
 
 struct update {
 	struct json_object *body, *settings, *metadata; /* the last two borrowed from the first; NULL: not given */
@@ -50,7 +48,7 @@ static void update_free(void *state)
 
 static struct json_object *open_settings(const struct api_call *c, const struct store_connection *k)
 {
-	struct buf plain = BUF_INIT_SECRET(SEALED_MAX);
+	struct buf plain = BUF_INIT_SECRET(API_SEALED_MAX);
 	struct json_object *o = NULL;
 	int e = 0;
 	if (k->settings != NULL)
@@ -185,11 +183,11 @@ static int prepare(
 	struct completeness complete;
 	struct store_change *x = &u->change;
 	fini_bufs(u);
-	buf_init(&u->sealed, SEALED_MAX);
-	buf_init(&u->settings_public, SEALED_MAX);
+	buf_init(&u->sealed, API_SEALED_MAX);
+	buf_init(&u->settings_public, API_SEALED_MAX);
 	buf_init(&u->metadata_text, IMPORT_SETTINGS_MAX);
-	buf_init(&u->entity, ENTITY_MAX);
-	buf_init(&u->entity_id, 1024);
+	buf_init(&u->entity, API_ENTITY_MAX);
+	buf_init(&u->entity_id, API_ENTITY_ID_MAX);
 	*x = (struct store_change){
 		.application_id = c->application, .seen_at = k->updated_at, .enabled = k->enabled};
 	x->updated_at = now > k->updated_at ? now : k->updated_at + 1;

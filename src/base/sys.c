@@ -156,6 +156,15 @@ void sys_uuid4(uint8_t out[16])
 	out[8] = (uint8_t)((out[8] & 0x3f) | 0x80);
 }
 
+void sys_uuid7(uint8_t out[16])
+{
+	int64_t ms = sys_wall_us() / US_PER_MS;
+	sys_uuid4(out);
+	for (int i = 0; i < 6; i++)
+		out[i] = (uint8_t)(ms >> (40 - 8 * i));
+	out[6] = (uint8_t)((out[6] & 0x0f) | 0x70);
+}
+
 static struct {
 	int64_t wall_us;
 	int64_t mono_us;

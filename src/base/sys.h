@@ -33,6 +33,8 @@ void sys_random(void *p, size_t n);
 uint64_t sys_random_below(uint64_t n); /* uniform in [0, n); n > 0 */
 double sys_random_unit(void);	       /* uniform in [0, 1) */
 void sys_uuid4(uint8_t out[16]);
+/* Sorts by time, to the millisecond (RFC 9562): the index of a table that only grows is written at its end. */
+void sys_uuid7(uint8_t out[16]);
 
 /* Replace the seam; NULL restores the real one. For tests and the simulator only. */
 void sys_set(const struct sys_ops *ops);

@@ -241,7 +241,7 @@ int pgpool_send(struct pgpool *p, struct pgtx *t, int64_t wait_us, pgtx_fn *fn, 
 		minheap_add(&p->waits, &t->wait, t->queued_us + wait_us);
 		arm_wait_timer(p);
 	}
-	loop_defer(p->loop, &p->dispatch);
+	on_dispatch(p); /* at once: the server can work while the caller goes on */
 	return 0;
 }
 

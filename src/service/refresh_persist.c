@@ -383,7 +383,7 @@ void persist_event(struct refresh *r, enum event_type type, const struct gate *g
 	struct pending_event *p = mem_alloc(sizeof *p);
 	p->owner = r;
 	p->type = type;
-	sys_uuid4(p->event_id);
+	sys_uuid7(p->event_id);
 	p->application = mem_strdup(a->client->application);
 	p->entity_id = mem_strdup(gate_provider(g));
 	p->reason = type == EVENT_PROVIDER_FAILING ? reason_word(why) : NULL;

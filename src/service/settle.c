@@ -186,7 +186,7 @@ static int build_event(const struct settle_facts *x, const struct provider *p, s
 		err = buf_printf(&out->entity_id, "%s+%s", x->application_id, x->consumer_id);
 	if (err != 0)
 		return err;
-	sys_uuid4(r->event_id);
+	sys_uuid7(r->event_id);
 	r->application_id = x->application_id;
 	r->entity = buf_str(&out->entity);
 	r->entity_id = buf_str(&out->entity_id);

@@ -131,7 +131,7 @@ static void add_event_id(struct pgargs *a, enum event_type event)
 		pgargs_null(a, PGT_UUID);
 		return;
 	}
-	sys_uuid4(id);
+	sys_uuid7(id);
 	pgargs_uuid(a, id);
 }
 

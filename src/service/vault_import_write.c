@@ -177,7 +177,7 @@ static int bind_event(struct vault_importer *m, const struct row *r, struct pgar
 {
 	const struct import *x = m->items[r->item].import;
 	uint8_t id[16];
-	sys_uuid4(id);
+	sys_uuid7(id);
 	pgargs_uuid(a, id);
 	pgargs_text(a, x->application_id);
 	pgargs_uuid(a, r->id);

@@ -130,7 +130,7 @@ int vault_endpoint_test(struct pgsync *pg, const char *endpoint_id, const char *
 {
 	uint8_t id[16];
 	struct pgargs *a = pgargs_new();
-	sys_uuid4(id);
+	sys_uuid7(id);
 	pgargs_uuid(a, id);
 	pgargs_text(a, application);
 	pgargs_text(a, event_type_word(EVENT_TEST));

@@ -84,7 +84,7 @@ static int start(struct webhook_check *k, struct conf *c, const char *endpoint_i
 	const char *url, const struct webhook_keys *keys, struct fault *f)
 {
 	uint8_t event_id[16];
-	sys_uuid4(event_id);
+	sys_uuid7(event_id);
 	const struct event_body body = {
 		.entity_json = entity,
 		.entity_id = endpoint_id,

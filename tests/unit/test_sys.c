@@ -307,6 +307,23 @@ START_TEST(uuid4_has_version_and_variant)
 }
 END_TEST
 
+START_TEST(uuid7_begins_with_the_time)
+{
+	static const uint8_t start[6] = { 0x01, 0x7f, 0x22, 0xe2, 0x79, 0xb0 };
+	uint8_t id[16], next[16];
+
+	sys_set(sys_virtual(1));
+	sys_virtual_set(INT64_C(1645557742000123), 0); /* the example of RFC 9562, appendix A.6 */
+	sys_uuid7(id);
+	ck_assert_mem_eq(id, start, 6);
+	ck_assert_int_eq(id[6] >> 4, 7);
+	ck_assert_int_eq(id[8] >> 6, 2);
+	sys_virtual_advance(US_PER_MS);
+	sys_uuid7(next);
+	ck_assert_int_lt(memcmp(id, next, 16), 0);
+}
+END_TEST
+
 Suite *unit_suite(void)
 {
 	Suite *s = suite_create("sys");
@@ -327,6 +344,7 @@ Suite *unit_suite(void)
 	unit_add(tc, random_below_draws_again_for_the_uneven_rest);
 	unit_add(tc, random_unit_stays_below_one);
 	unit_add(tc, uuid4_has_version_and_variant);
+	unit_add(tc, uuid7_begins_with_the_time);
 	suite_add_tcase(s, tc);
 	return s;
 }
