@@ -255,7 +255,7 @@ static void on_found(void *arg, int code, const struct store_connection *v, size
 		api_forget_later(c, find);
 		return;
 	}
-	struct buf entity = BUF_INIT(API_ENTITY_MAX), entity_id = BUF_INIT(API_ENTITY_ID_MAX);
+	struct buf entity = BUF_INIT(EVENT_ENTITY_MAX), entity_id = BUF_INIT(EVENT_ENTITY_ID_MAX);
 	int64_t now = sys_wall_us();
 	struct store_forget f = {.application_id = c->application};
 	memcpy(f.id, v[0].id, 16);

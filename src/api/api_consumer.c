@@ -246,11 +246,11 @@ static int forget_order(const void *a, const void *b)
 static int forget_some(struct api_call *c, const struct store_connection *v, size_t n)
 {
 	struct store_forget *f = mem_calloc(n, sizeof *f);
-	struct buf *entities = mem_calloc(n, sizeof *entities), entity_id = BUF_INIT(API_ENTITY_ID_MAX);
+	struct buf *entities = mem_calloc(n, sizeof *entities), entity_id = BUF_INIT(EVENT_ENTITY_ID_MAX);
 	int64_t now = sys_wall_us();
 	int e = 0;
 	for (size_t i = 0; e == 0 && i < n; i++) {
-		buf_init(&entities[i], API_ENTITY_MAX);
+		buf_init(&entities[i], EVENT_ENTITY_MAX);
 		buf_reset(&entity_id);
 		e = api_build_event(c->conf, &v[i], conn_state_word(CONN_AVAILABLE), v[i].health, false, now,
 			&entities[i], &entity_id);
@@ -414,7 +414,7 @@ static int read_log_start(const struct api_page *p, struct store_log *w)
 
 void api_do_logs(struct api_call *c)
 {
-	struct buf entity_id = BUF_INIT(API_ENTITY_ID_MAX);
+	struct buf entity_id = BUF_INIT(EVENT_ENTITY_ID_MAX);
 	struct store_log w = {.application_id = c->application};
 	struct api_page p;
 	if (api_page_take(c, &p, PAGE_DEFAULT, PAGE_MAX, 2) == 0) {

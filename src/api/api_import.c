@@ -558,10 +558,10 @@ static struct pending *pending_new(struct api_call *c, const struct provider *pr
 	struct pending *p = mem_alloc(sizeof *p);
 	import_init(&p->import);
 	for (int i = 0; i < SEALED; i++)
-		buf_init(&p->sealed[i], API_SEALED_MAX);
-	buf_init(&p->settings_public, API_SEALED_MAX);
-	buf_init(&p->entity, API_ENTITY_MAX);
-	buf_init(&p->entity_id, API_ENTITY_ID_MAX);
+		buf_init(&p->sealed[i], SEAL_COLUMN_MAX);
+	buf_init(&p->settings_public, SEAL_COLUMN_MAX);
+	buf_init(&p->entity, EVENT_ENTITY_MAX);
+	buf_init(&p->entity_id, EVENT_ENTITY_ID_MAX);
 	c->state = p;
 	c->free_state = pending_free;
 	p->call = c;

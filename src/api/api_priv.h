@@ -16,9 +16,6 @@
 
 #define API_BODY_MAX ((size_t)512 * 1024)
 #define API_PAGE_MAX 5000
-#define API_SEALED_MAX ((size_t)256 * 1024) /* settings of a connection, sealed or masked */
-#define API_ENTITY_MAX ((size_t)32 * 1024)  /* of an event */
-#define API_ENTITY_ID_MAX 1024
 
 /* ---- routes: a row each; a new one is a row in api_route.c, a handler, and its words in docs/openapi.json ---- */
 enum api_scope { API_OPEN = 0, API_READ = 1, API_WRITE = 2, API_CREDENTIALS = 4, API_WEBHOOKS = 8 };

@@ -48,7 +48,7 @@ static void update_free(void *state)
 
 static struct json_object *open_settings(const struct api_call *c, const struct store_connection *k)
 {
-	struct buf plain = BUF_INIT_SECRET(API_SEALED_MAX);
+	struct buf plain = BUF_INIT_SECRET(SEAL_COLUMN_MAX);
 	struct json_object *o = NULL;
 	int e = 0;
 	if (k->settings != NULL)
@@ -183,11 +183,11 @@ static int prepare(
 	struct completeness complete;
 	struct store_change *x = &u->change;
 	fini_bufs(u);
-	buf_init(&u->sealed, API_SEALED_MAX);
-	buf_init(&u->settings_public, API_SEALED_MAX);
+	buf_init(&u->sealed, SEAL_COLUMN_MAX);
+	buf_init(&u->settings_public, SEAL_COLUMN_MAX);
 	buf_init(&u->metadata_text, IMPORT_SETTINGS_MAX);
-	buf_init(&u->entity, API_ENTITY_MAX);
-	buf_init(&u->entity_id, API_ENTITY_ID_MAX);
+	buf_init(&u->entity, EVENT_ENTITY_MAX);
+	buf_init(&u->entity_id, EVENT_ENTITY_ID_MAX);
 	*x = (struct store_change){
 		.application_id = c->application, .seen_at = k->updated_at, .enabled = k->enabled};
 	x->updated_at = now > k->updated_at ? now : k->updated_at + 1;

@@ -50,6 +50,8 @@ struct event_entity { /* all borrowed; NULL strings are written as "" */
 };
 
 /* The `entity` object: compact, keys sorted. It is what the outbox stores. */
+#define EVENT_ENTITY_MAX ((size_t)32 * 1024)
+#define EVENT_ENTITY_ID_MAX 1024
 int event_entity_build(const struct event_entity *e, struct buf *out) MUST_USE;
 /* The entity of a provider-wide fault: provider, application, client's configured name only. */
 int event_provider_entity_build(const char *provider, const char *name, const char *application_id, struct buf *out) MUST_USE;

@@ -25,6 +25,8 @@ enum seal_column {
 #undef X
 };
 
+#define SEAL_COLUMN_MAX ((size_t)256 * 1024) /* of one column */
+
 /* `version` is the row's token version; 0 for what has none (settings, webhook secrets). Appends to `out`. */
 int seal_column(struct keyring *k, enum seal_column col, const uint8_t id[16], int64_t version, const void *plain, size_t n, struct buf *out) MUST_USE;
 /* In place of what `out` held; nothing where there is nothing. */

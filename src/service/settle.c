@@ -15,7 +15,6 @@
 #include "model/policy.h"
 #include "service/seal.h"
 
-#define SEALED_MAX ((size_t)256 * 1024)
 #define RAW_MAX ((size_t)2 * 1024 * 1024)
 #define TOKEN_MAX ((size_t)128 * 1024)
 #define DOUBTS_MAX 1000
@@ -33,7 +32,7 @@ static int open_json(struct keyring *k, enum seal_column col, const uint8_t id[1
 	if (sealed == NULL)
 		return 0;
 	struct buf plain;
-	buf_init_secret(&plain, SEALED_MAX);
+	buf_init_secret(&plain, SEAL_COLUMN_MAX);
 	int e = seal_open(k, col, id, version, sealed, n, &plain);
 	if (e == 0) {
 		*out = grant_parse_json(buf_str(&plain), plain.len);
@@ -121,13 +120,13 @@ void settle_facts_fini(struct settle_facts *x)
 void settle_record_init(struct settle_record *r)
 {
 	memset(r, 0, sizeof *r);
-	buf_init(&r->access_token, SEALED_MAX);
-	buf_init(&r->refresh_token, SEALED_MAX);
-	buf_init(&r->previous_refresh_token, SEALED_MAX);
-	buf_init(&r->captured, SEALED_MAX);
+	buf_init(&r->access_token, SEAL_COLUMN_MAX);
+	buf_init(&r->refresh_token, SEAL_COLUMN_MAX);
+	buf_init(&r->previous_refresh_token, SEAL_COLUMN_MAX);
+	buf_init(&r->captured, SEAL_COLUMN_MAX);
 	buf_init(&r->raw_reply, RAW_MAX);
 	buf_init(&r->entity, 32 * 1024);
-	buf_init(&r->entity_id, 1024);
+	buf_init(&r->entity_id, EVENT_ENTITY_ID_MAX);
 }
 
 void settle_record_fini(struct settle_record *r)

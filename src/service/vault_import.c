@@ -13,10 +13,9 @@
 
 #include "base/mem.h"
 #include "base/sys.h"
+#include "service/seal.h"
 #include "service/upsert.h"
 
-#define SEALED_MAX ((size_t)256 * 1024)
-#define ENTITY_MAX ((size_t)32 * 1024)
 #define MAX_TRIES 4
 
 /* ---------------------------------------------------------------- statements */
@@ -51,9 +50,9 @@ struct vault_importer *vault_importer_new(struct pgsync *pg, const struct conf *
 	struct vault_importer *m = mem_alloc(sizeof(*m));
 	*m = (struct vault_importer){ .pg = pg, .conf = c, .in_transaction = in_transaction };
 	for (int i = 0; i < 3; i++)
-		buf_init(&m->sealed[i], SEALED_MAX);
-	buf_init(&m->shown, SEALED_MAX);
-	buf_init(&m->entity, ENTITY_MAX);
+		buf_init(&m->sealed[i], SEAL_COLUMN_MAX);
+	buf_init(&m->shown, SEAL_COLUMN_MAX);
+	buf_init(&m->entity, EVENT_ENTITY_MAX);
 	return m;
 }
 
