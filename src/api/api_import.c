@@ -39,6 +39,7 @@ struct pending {
 	api_row_fn *then; /* not an import: the row is to be made if it is not there, and this goes on with it */
 	int64_t version; /* under which it is sealed; 0: not yet */
 	/* for the present try */
+	int64_t now;
 	int64_t seen_at, created_at, last_failed_at; /* of the row that is there; seen_at 0: of the one to be made */
 	bool enabled;
 	struct import_times times;
@@ -50,7 +51,7 @@ struct group {
 	struct api_imports *q;
 	struct pending *v[GROUP_MAX]; /* sorted by id */
 	size_t n;                     /* 0: it is free */
-	int64_t now, since;           /* since: mono */
+	int64_t since;                /* mono */
 	bool events;
 };
 
@@ -122,8 +123,102 @@ static void end_with_code(struct api_call *c, const void *arg)
 	api_fail_store(c, *(const int *)arg);
 }
 
+/* ---------------------------------------------------------------- decide, seal */
+
+static int seal_all(struct api_imports *q, struct pending *p)
+{
+	const struct import *i = &p->import;
+	struct keyring *k = q->api->conf->keyring;
+	int e = seal_buf(k, SEAL_ACCESS_TOKEN, p->id, p->version, &i->access_token, &p->sealed[ACCESS_TOKEN]);
+	if (e == 0)
+		e = seal_buf(k, SEAL_REFRESH_TOKEN, p->id, p->version, &i->refresh_token, &p->sealed[REFRESH_TOKEN]);
+	if (e != 0 || !i->has_settings)
+		return e;
+	e = seal_buf(k, SEAL_SETTINGS, p->id, 0, &i->settings, &p->sealed[SETTINGS]);
+	buf_reset(&p->settings_public);
+	if (e != 0)
+		return e;
+	return import_mask_settings(buf_str(&i->settings), i->settings.len, p->provider, &p->settings_public);
+}
+
+/* The version is part of what is sealed: once is enough as long as it is greater than that of the row. */
+static int seal_for(struct api_imports *q, struct pending *p, const struct store_connection *row)
+{
+	int64_t version = p->version != 0 ? p->version : p->now;
+	if (row != NULL && row->token_version >= version)
+		version = row->token_version + 1;
+	if (version == p->version)
+		return 0;
+	p->version = version;
+	return seal_all(q, p);
+}
+
+static void decide(struct pending *p, const struct store_connection *row)
+{
+	enum conn_state state = CONN_AVAILABLE;
+	enum conn_health health = HEALTH_OK;
+	/* Words of a newer program: treated as well, which tells nothing. */
+	if (row != NULL && conn_state_parse(row->state, &state) != 0)
+		state = CONN_CALLABLE;
+	if (row != NULL && conn_health_parse(row->health, &health) != 0)
+		health = HEALTH_OK;
+	bool lacks = import_lacks_settings(&p->import, p->provider, row != NULL ? row->settings_public : NULL);
+	p->to = connection_apply(state, health, import_event(&p->import, p->provider), lacks);
+	if (row == NULL)
+		p->to.event = EVENT_CREATED;
+	else if (p->to.event == EVENT_NONE)
+		p->to.event = EVENT_UPDATED;
+}
+
+static int build_event(struct pending *p)
+{
+	const struct store_connection k = {
+		.key = p->call->key,
+		.auth_type = auth_type_word(p->provider->auth_type),
+		.created_at = p->created_at,
+		.last_failed_at = p->last_failed_at,
+	};
+	buf_reset(&p->entity);
+	buf_reset(&p->entity_id);
+	return api_build_event(p->call->conf, &k, conn_state_word(p->to.state), conn_health_word(p->to.health),
+		p->enabled, p->now, &p->entity, &p->entity_id);
+}
+
+/* row NULL: as if it were not there. */
+static int prepare(struct api_imports *q, struct pending *p, const struct store_connection *row)
+{
+	const struct conf *c = p->call->conf;
+	const struct policy_margin margin = {.margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction};
+	p->seen_at = row != NULL ? row->updated_at : 0;
+	p->now = sys_wall_us();
+	if (p->now <= p->seen_at) /* updated_at must grow, for it is what the next writer compares */
+		p->now = p->seen_at + 1;
+	p->created_at = row != NULL ? row->created_at : p->now;
+	p->last_failed_at = row != NULL ? row->last_failed_at : 0;
+	p->enabled = row == NULL || row->enabled;
+	decide(p, row);
+	import_plan(&p->import, p->provider, &margin, p->now, sys_random_unit(), &p->times);
+	int e = seal_for(q, p, row);
+	return e != 0 ? e : build_event(p);
+}
+
+/* False: it cannot be sealed, and was answered. */
+static bool prepared(struct api_imports *q, struct pending *p, const struct store_connection *row)
+{
+	static const int broken = ST_INVALID;
+	int e = prepare(q, p, row);
+	if (e == 0)
+		return true;
+	log_error("api.import_not_sealed", K_ID(p->id), K_STATUS(e));
+	end_all(p, end_with_code, &broken);
+	return false;
+}
+
+/* Sealed here and not when its group starts: the database works meanwhile, and then waits for nobody. */
 static void enqueue(struct api_imports *q, struct pending *p)
 {
+	if (!prepared(q, p, NULL))
+		return;
 	p->next = NULL;
 	*q->last = p;
 	q->last = &p->next;
@@ -134,6 +229,8 @@ static void enqueue(struct api_imports *q, struct pending *p)
 /* Before what came after it, which shall win. */
 static void enqueue_again(struct api_imports *q, struct pending *p)
 {
+	if (!prepared(q, p, NULL))
+		return;
 	p->next = q->first;
 	q->first = p;
 	q->queued++;
@@ -171,93 +268,7 @@ static void fail_group(struct group *g, int code)
 	group_end(g);
 }
 
-/* ---------------------------------------------------------------- decide, seal, write */
-
-static int seal_all(struct api_imports *q, struct pending *p)
-{
-	const struct import *i = &p->import;
-	struct keyring *k = q->api->conf->keyring;
-	int e = seal_buf(k, SEAL_ACCESS_TOKEN, p->id, p->version, &i->access_token, &p->sealed[ACCESS_TOKEN]);
-	if (e == 0)
-		e = seal_buf(k, SEAL_REFRESH_TOKEN, p->id, p->version, &i->refresh_token, &p->sealed[REFRESH_TOKEN]);
-	if (e != 0 || !i->has_settings)
-		return e;
-	e = seal_buf(k, SEAL_SETTINGS, p->id, 0, &i->settings, &p->sealed[SETTINGS]);
-	buf_reset(&p->settings_public);
-	if (e != 0)
-		return e;
-	return import_mask_settings(buf_str(&i->settings), i->settings.len, p->provider, &p->settings_public);
-}
-
-/* The version is part of what is sealed: once is enough as long as it is greater than that of the row. */
-static int seal_for(struct group *g, struct pending *p, const struct store_connection *row)
-{
-	int64_t version = p->version != 0 ? p->version : g->now;
-	if (row != NULL && row->token_version >= version)
-		version = row->token_version + 1;
-	if (version == p->version)
-		return 0;
-	p->version = version;
-	return seal_all(g->q, p);
-}
-
-static void decide(struct pending *p, const struct store_connection *row)
-{
-	enum conn_state state = CONN_AVAILABLE;
-	enum conn_health health = HEALTH_OK;
-	/* Words of a newer program: treated as well, which tells nothing. */
-	if (row != NULL && conn_state_parse(row->state, &state) != 0)
-		state = CONN_CALLABLE;
-	if (row != NULL && conn_health_parse(row->health, &health) != 0)
-		health = HEALTH_OK;
-	bool lacks = import_lacks_settings(&p->import, p->provider, row != NULL ? row->settings_public : NULL);
-	p->to = connection_apply(state, health, import_event(&p->import, p->provider), lacks);
-	if (row == NULL)
-		p->to.event = EVENT_CREATED;
-	else if (p->to.event == EVENT_NONE)
-		p->to.event = EVENT_UPDATED;
-}
-
-static int build_event(struct group *g, struct pending *p)
-{
-	const struct store_connection k = {
-		.key = p->call->key,
-		.auth_type = auth_type_word(p->provider->auth_type),
-		.created_at = p->created_at,
-		.last_failed_at = p->last_failed_at,
-	};
-	buf_reset(&p->entity);
-	buf_reset(&p->entity_id);
-	return api_build_event(p->call->conf, &k, conn_state_word(p->to.state), conn_health_word(p->to.health),
-		p->enabled, g->now, &p->entity, &p->entity_id);
-}
-
-/* row NULL: as if it were not there. */
-static int prepare(struct group *g, struct pending *p, const struct store_connection *row)
-{
-	const struct conf *c = p->call->conf;
-	const struct policy_margin margin = {.margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction};
-	p->seen_at = row != NULL ? row->updated_at : 0;
-	p->created_at = row != NULL ? row->created_at : g->now;
-	p->last_failed_at = row != NULL ? row->last_failed_at : 0;
-	p->enabled = row == NULL || row->enabled;
-	decide(p, row);
-	import_plan(&p->import, p->provider, &margin, g->now, sys_random_unit(), &p->times);
-	int e = seal_for(g, p, row);
-	return e != 0 ? e : build_event(g, p);
-}
-
-/* False: it cannot be sealed, and was answered. */
-static bool prepared(struct group *g, struct pending *p, const struct store_connection *row)
-{
-	static const int broken = ST_INVALID;
-	int e = prepare(g, p, row);
-	if (e == 0)
-		return true;
-	log_error("api.import_not_sealed", K_ID(p->id), K_STATUS(e));
-	end_all(p, end_with_code, &broken);
-	return false;
-}
+/* ---------------------------------------------------------------- write */
 
 static struct store_upsert upsert_of(const struct pending *p)
 {
@@ -265,6 +276,7 @@ static struct store_upsert upsert_of(const struct pending *p)
 		.key = p->call->key,
 		.auth_type = p->provider->auth_type,
 		.token_version = p->version,
+		.now = p->now,
 		.seen_at = p->seen_at,
 		.times = &p->times,
 		.access_token = &p->sealed[ACCESS_TOKEN],
@@ -283,7 +295,7 @@ static struct store_upsert upsert_of(const struct pending *p)
 }
 
 typedef int write_fn(
-	struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg);
+	struct store *s, const struct store_upsert *v, size_t n, bool wanted, store_written_fn *fn, void *arg);
 
 static void write_group(struct group *g, write_fn *write, store_written_fn *fn)
 {
@@ -295,7 +307,7 @@ static void write_group(struct group *g, write_fn *write, store_written_fn *fn)
 	for (size_t i = 0; i < g->n; i++)
 		rows[i] = upsert_of(g->v[i]);
 	struct api *api = g->q->api;
-	int e = write(api->parts.store, rows, g->n, g->now, api->conf->n_webhooks > 0, fn, g);
+	int e = write(api->parts.store, rows, g->n, api->conf->n_webhooks > 0, fn, g);
 	mem_free(rows);
 	if (e != 0)
 		fail_group(g, ST_UNAVAILABLE);
@@ -313,7 +325,7 @@ static const struct store_connection *row_of(const struct store_connection *v, s
 }
 
 /* The row as it stands now. */
-static struct store_connection as_written(const struct group *g, const struct pending *p, const struct store_written *x)
+static struct store_connection as_written(const struct pending *p, const struct store_written *x)
 {
 	struct store_connection k = {
 		.key = p->call->key,
@@ -324,7 +336,7 @@ static struct store_connection as_written(const struct group *g, const struct pe
 		.enabled = p->enabled,
 		.last_failed_at = p->last_failed_at,
 		.created_at = p->created_at,
-		.updated_at = g->now,
+		.updated_at = p->now,
 		.metadata = x->metadata,
 		.settings_public = x->settings_public,
 		.token_version = p->version,
@@ -341,7 +353,7 @@ static struct store_connection as_written(const struct group *g, const struct pe
 
 static void answer(struct group *g, struct pending *p, const struct store_written *x)
 {
-	const struct store_connection row = as_written(g, p, x);
+	const struct store_connection row = as_written(p, x);
 	g->events = g->events || x->wanted;
 	if (p->times.due_at != INT64_MAX)
 		scheduler_add(g->q->api->parts.scheduler, row.key.application_id, row.key.service_id, p->id, p->times.due_at);
@@ -386,12 +398,6 @@ static void on_read(void *arg, int code, const struct store_connection *v, size_
 		fail_group(g, code);
 		return;
 	}
-	g->now = sys_wall_us();
-	for (size_t i = 0; i < n; i++) {
-		/* updated_at must grow, for it is what the next writer compares. */
-		if (v[i].updated_at >= g->now)
-			g->now = v[i].updated_at + 1;
-	}
 	for (size_t i = 0; i < g->n; i++) {
 		struct pending *p = g->v[i];
 		const struct store_connection *row = row_of(v, n, p->id);
@@ -399,7 +405,7 @@ static void on_read(void *arg, int code, const struct store_connection *v, size_
 			try_again(g, p, ST_AGAIN);
 		else if (p->then != NULL)
 			end_all(p, end_with_row, row);
-		else if (prepared(g, p, row))
+		else if (prepared(g->q, p, row))
 			g->v[kept++] = p;
 	}
 	g->n = kept;
@@ -520,17 +526,10 @@ static void start_groups(void *arg)
 	struct api_imports *q = arg;
 	struct group *g;
 	while ((g = free_group(q)) != NULL) {
-		size_t kept = 0;
 		form_group(q, g);
 		if (g->n == 0)
 			return;
-		g->now = sys_wall_us();
 		g->since = sys_mono_us();
-		for (size_t k = 0; k < g->n; k++) {
-			if (prepared(g, g->v[k], NULL))
-				g->v[kept++] = g->v[k];
-		}
-		g->n = kept;
 		write_group(g, store_create, on_created);
 	}
 }

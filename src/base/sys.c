@@ -156,13 +156,24 @@ void sys_uuid4(uint8_t out[16])
 	out[8] = (uint8_t)((out[8] & 0x3f) | 0x80);
 }
 
-void sys_uuid7(uint8_t out[16])
+static void put_ms(int64_t wall_us, uint8_t out[6])
 {
-	int64_t ms = sys_wall_us() / US_PER_MS;
-	sys_uuid4(out);
+	uint64_t ms = wall_us > 0 ? (uint64_t)(wall_us / US_PER_MS) : 0;
 	for (int i = 0; i < 6; i++)
 		out[i] = (uint8_t)(ms >> (40 - 8 * i));
+}
+
+void sys_uuid7(uint8_t out[16])
+{
+	sys_uuid4(out);
+	put_ms(sys_wall_us(), out);
 	out[6] = (uint8_t)((out[6] & 0x0f) | 0x70);
+}
+
+void sys_uuid7_first(int64_t wall_us, uint8_t out[16])
+{
+	memset(out, 0, 16);
+	put_ms(wall_us, out);
 }
 
 static struct {

@@ -35,6 +35,7 @@ double sys_random_unit(void);	       /* uniform in [0, 1) */
 void sys_uuid4(uint8_t out[16]);
 /* Sorts by time, to the millisecond (RFC 9562): the index of a table that only grows is written at its end. */
 void sys_uuid7(uint8_t out[16]);
+void sys_uuid7_first(int64_t wall_us, uint8_t out[16]); /* not after any that is made from then on */
 
 /* Replace the seam; NULL restores the real one. For tests and the simulator only. */
 void sys_set(const struct sys_ops *ops);

@@ -137,8 +137,7 @@ static const char MIGRATION_1[] =
 	" occurred_at timestamptz NOT NULL,"
 	" fanned_out_at timestamptz);"
 	"CREATE INDEX event_pending ON refreshd.event (occurred_at) WHERE fanned_out_at IS NULL;"
-	"CREATE INDEX event_of_application ON refreshd.event (application_id, occurred_at DESC, event_id DESC);"
-	"CREATE INDEX event_old ON refreshd.event (fanned_out_at) WHERE fanned_out_at IS NOT NULL;"
+	"CREATE INDEX event_of_application ON refreshd.event (application_id, occurred_at, event_id);"
 
 	/* "config:<name>" is an endpoint of the configuration and has only its fortunes here; the others are whole. */
 	"CREATE TABLE refreshd.webhook_endpoint ("

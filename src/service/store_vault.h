@@ -68,6 +68,7 @@ struct store_upsert { /* pointers borrowed for the call */
 	struct conn_key key;
 	enum auth_type auth_type;
 	int64_t token_version;
+	int64_t now; /* updated_at, the time of its event, and of one that is made created_at */
 	int64_t seen_at; /* store_renew: updated_at of the row that `to` and the event were decided from */
 	const struct import_times *times;
 	const struct buf *access_token, *refresh_token, *settings; /* sealed; empty: null */
@@ -87,9 +88,9 @@ typedef void store_written_fn(void *arg, int code, const struct store_written *v
 /* Both: ids distinct and ascending; the callback gets those that were taken, in no order. `wanted`: there are receivers of events whom
  * the database does not know; when nobody is known to either, the events are written as fanned out already. */
 /* What is not there is made; what is there is not touched. */
-int store_create(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg) MUST_USE;
+int store_create(struct store *s, const struct store_upsert *v, size_t n, bool wanted, store_written_fn *fn, void *arg) MUST_USE;
 /* What is there as it was seen, and with an older token version, is written over. */
-int store_renew(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg) MUST_USE;
+int store_renew(struct store *s, const struct store_upsert *v, size_t n, bool wanted, store_written_fn *fn, void *arg) MUST_USE;
 
 /* ---- change and forget ---- */
 struct store_change {

@@ -39,7 +39,7 @@ static const struct pgstmt SQL_LOCK = {
 	"unnest($17::text[]) AS settings_public, unnest($18::text[]) AS metadata, " \
 	"unnest($19::text[]) AS state, unnest($20::text[]) AS health, unnest($21::timestamptz[]) AS seen_at, " \
 	"unnest($22::text[]) AS event_type, unnest($23::uuid[]) AS event_id, " \
-	"unnest($24::text[]) AS entity_id, unnest($25::text[]) AS entity) t"
+	"unnest($24::text[]) AS entity_id, unnest($25::text[]) AS entity, unnest($26::timestamptz[]) AS now_at) t"
 
 /* Will the fan-out find somebody for these events? $27: somebody whom the database does not know. Once for the statement. */
 #define WANTED                                                                                                            \
@@ -57,10 +57,10 @@ static const struct pgstmt SQL_CREATE = {
 	" a AS MATERIALIZED (SELECT t.slot, t.connection_id, t.application_id, t.consumer_id, t.unified_api, t.service_id, t.auth_type,"
 	" t.token_version, t.issued_at, t.expires_at, t.refresh_issued_at, t.refresh_expires_at, t.access_token, t.refresh_token,"
 	" t.settings, t.settings_public::jsonb, t.metadata::jsonb, true AS created, t.state, t.health, t.event_type, t.event_id,"
-	" t.entity_id, t.entity, " WANTED " FROM r t JOIN i USING (slot, connection_id)),"
+	" t.entity_id, t.entity, t.now_at, " WANTED " FROM r t JOIN i USING (slot, connection_id)),"
 	" k AS (" UPSERT_CREDENTIAL_INSERT "),"
-	" e AS (" UPSERT_EVENT("$26") "),"
-	" n AS (" UPSERT_CONNECTION_INSERT("$26") " RETURNING connection_id, metadata, settings_public)"
+	" e AS (" UPSERT_EVENT("now_at") "),"
+	" n AS (" UPSERT_CONNECTION_INSERT("now_at") " RETURNING connection_id, metadata, settings_public)"
 	" SELECT connection_id, metadata, settings_public, (SELECT bool_or(wanted) FROM a) FROM n",
 };
 
@@ -71,7 +71,7 @@ static const struct pgstmt SQL_RENEW = {
 	" t.auth_type, t.token_version, t.due_at, t.issued_at, t.expires_at, t.refresh_issued_at, t.refresh_expires_at,"
 	" t.access_token, t.refresh_token, coalesce(t.settings, c.settings) AS settings,"
 	" coalesce(t.settings_public::jsonb, c.settings_public) AS settings_public, coalesce(t.metadata::jsonb, c.metadata) AS metadata,"
-	" t.state, t.health, c.created_at, t.event_type, t.event_id, t.entity_id, t.entity, " WANTED
+	" t.state, t.health, c.created_at, t.event_type, t.event_id, t.entity_id, t.entity, t.now_at, " WANTED
 	" FROM " UPSERT_ROWS " JOIN LATERAL " VAULT_ROW_OF("connection") " c"
 	" ON c.updated_at = t.seen_at AND c.application_id = t.application_id),"
 	" s AS (INSERT INTO refreshd.schedule AS s (slot, connection_id, token_version, due_at, application_id, service_id)"
@@ -80,8 +80,8 @@ static const struct pgstmt SQL_RENEW = {
 	" WHERE s.token_version < excluded.token_version RETURNING s.slot, s.connection_id),"
 	" a AS MATERIALIZED (SELECT r.* FROM r JOIN s USING (slot, connection_id)),"
 	" k AS (" UPSERT_CREDENTIAL "),"
-	" e AS (" UPSERT_EVENT("$26") "),"
-	" n AS (" UPSERT_CONNECTION_RENEW("$26") " RETURNING connection_id, metadata, settings_public)"
+	" e AS (" UPSERT_EVENT("now_at") "),"
+	" n AS (" UPSERT_CONNECTION_RENEW("now_at") " RETURNING connection_id, metadata, settings_public)"
 	" SELECT connection_id, metadata, settings_public, (SELECT bool_or(wanted) FROM a) FROM n",
 };
 
@@ -179,7 +179,7 @@ static void add_key_columns(struct pgargs *a, const struct store_upsert *v, size
 	COLUMN(PGT_TEXT, pgargs_text(a, auth_type_word(x->auth_type)));
 }
 
-static struct pgargs *upsert_args(const struct store_upsert *v, size_t n, int64_t now, bool wanted)
+static struct pgargs *upsert_args(const struct store_upsert *v, size_t n, bool wanted)
 {
 	struct pgargs *a = pgargs_new();
 	add_key_columns(a, v, n);
@@ -201,7 +201,7 @@ static struct pgargs *upsert_args(const struct store_upsert *v, size_t n, int64_
 	COLUMN(PGT_UUID, add_event_id(a, x->event));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->entity_id));
 	COLUMN(PGT_TEXT, pgargs_text(a, x->entity));
-	pgargs_time(a, now);
+	COLUMN(PGT_TIME, pgargs_time(a, x->now));
 	pgargs_bool(a, wanted);
 	return a;
 }
@@ -238,21 +238,21 @@ static int send_written(struct store *s, struct pgtx *t, store_written_fn *fn, v
 	return store_send_call(s, t, WRITE_WAIT_US, on_written, STORE_CALL(written_call, .fn = fn, .arg = arg));
 }
 
-int store_create(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg)
+int store_create(struct store *s, const struct store_upsert *v, size_t n, bool wanted, store_written_fn *fn, void *arg)
 {
 	struct pgtx *t = pgtx_new();
-	pgtx_add(t, &SQL_CREATE, upsert_args(v, n, now, wanted));
+	pgtx_add(t, &SQL_CREATE, upsert_args(v, n, wanted));
 	return send_written(s, t, fn, arg);
 }
 
-int store_renew(struct store *s, const struct store_upsert *v, size_t n, int64_t now, bool wanted, store_written_fn *fn, void *arg)
+int store_renew(struct store *s, const struct store_upsert *v, size_t n, bool wanted, store_written_fn *fn, void *arg)
 {
 	struct pgtx *t = pgtx_new();
 	struct pgargs *a = pgargs_new();
 	store_add_keys(a, v[0].id, sizeof *v, n);
 	vault_by_index(t);
 	pgtx_add(t, &SQL_LOCK, a);
-	pgtx_add(t, &SQL_RENEW, upsert_args(v, n, now, wanted));
+	pgtx_add(t, &SQL_RENEW, upsert_args(v, n, wanted));
 	return send_written(s, t, fn, arg);
 }
 

@@ -128,11 +128,12 @@ static const struct pgstmt SQL_DISABLED = {
 	"webhook_disabled",
 	"SELECT endpoint_id FROM refreshd.webhook_endpoint WHERE disabled_at IS NOT NULL ORDER BY endpoint_id",
 };
+/* Their ids begin with the time, so that an index by it would be one too many. */
 static const struct pgstmt SQL_PURGE = {
 	"webhook_purge",
-	"DELETE FROM refreshd.event WHERE event_id IN (SELECT e.event_id FROM refreshd.event e WHERE e.fanned_out_at < $1"
+	"DELETE FROM refreshd.event WHERE event_id IN (SELECT e.event_id FROM refreshd.event e WHERE e.event_id < $3 AND e.fanned_out_at < $1"
 	" AND NOT EXISTS (SELECT 1 FROM refreshd.delivery d WHERE d.event_id = e.event_id AND d.lease_until > now())"
-	" ORDER BY e.fanned_out_at LIMIT $2 FOR UPDATE SKIP LOCKED)",
+	" ORDER BY e.event_id LIMIT $2 FOR UPDATE SKIP LOCKED)",
 };
 static const struct pgstmt SQL_BACKLOG = {
 	"webhook_backlog",
@@ -362,8 +363,11 @@ int store_disabled_endpoints(struct store *s, store_disabled_fn *fn, void *arg)
 int store_purge_events(struct store *s, int64_t older_than, unsigned limit, store_outbox_fn *fn, void *arg)
 {
 	struct pgargs *a = pgargs_new();
+	uint8_t first[16];
+	sys_uuid7_first(older_than, first);
 	pgargs_time(a, older_than);
 	pgargs_i64(a, limit);
+	pgargs_uuid(a, first);
 	return send_outbox(s, &SQL_PURGE, a, fn, arg);
 }
 

@@ -480,6 +480,7 @@ START_TEST(old_events_go_with_their_deliveries)
 {
 	for (int i = 0; i < 4; i++)
 		event(FAILED, "app1", "Connection", "app1+c");
+	sql("UPDATE refreshd.event SET event_id = overlay(event_id::text placing '00000000' from 1)::uuid"); /* begin with the time */
 	fan_out(one, 10);
 	event(FAILED, "app1", "Connection", "app1+c"); /* not fanned out: stays however old */
 	sql("UPDATE refreshd.event SET occurred_at = now() - interval '31 days',"

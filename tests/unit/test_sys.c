@@ -321,6 +321,10 @@ START_TEST(uuid7_begins_with_the_time)
 	sys_virtual_advance(US_PER_MS);
 	sys_uuid7(next);
 	ck_assert_int_lt(memcmp(id, next, 16), 0);
+	sys_uuid7_first(sys_wall_us(), id);
+	ck_assert_int_lt(memcmp(id, next, 16), 0);
+	sys_uuid7_first(sys_wall_us() + US_PER_MS, id);
+	ck_assert_int_gt(memcmp(id, next, 16), 0);
 }
 END_TEST
 
