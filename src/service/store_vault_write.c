@@ -46,18 +46,18 @@ static const struct pgstmt SQL_LOCK = {
 	"$27 OR EXISTS (SELECT 1 FROM refreshd.webhook_endpoint w WHERE w.application_id = ANY($3) AND w.disabled_at IS NULL)" \
 	" AS wanted"
 
-/* Whose schedule row it is decides about the rest. Nothing here is read by a plan, and as few nodes as can be: this is what an
- * import costs. */
+/* Whose schedule row it is decides about the rest; they come in the order of their keys, and are made in it. Nothing here is read by
+ * a plan, nothing is copied that need not be, and as few nodes as can be: this is what an import costs. */
 static const struct pgstmt SQL_CREATE = {
 	"vaultapi_create",
-	"WITH r AS MATERIALIZED (SELECT * FROM " UPSERT_ROWS "),"
-	" i AS (INSERT INTO refreshd.schedule (slot, connection_id, token_version, due_at, application_id, service_id)"
-	" SELECT slot, connection_id, token_version, due_at, application_id, service_id FROM r ORDER BY slot, connection_id"
+	"WITH i AS (INSERT INTO refreshd.schedule (slot, connection_id, token_version, due_at, application_id, service_id)"
+	" SELECT unnest($1::smallint[]), unnest($2::uuid[]), unnest($8::bigint[]), unnest($9::timestamptz[]), unnest($3::text[]),"
+	" unnest($6::text[])"
 	" ON CONFLICT DO NOTHING RETURNING slot, connection_id),"
 	" a AS MATERIALIZED (SELECT t.slot, t.connection_id, t.application_id, t.consumer_id, t.unified_api, t.service_id, t.auth_type,"
 	" t.token_version, t.issued_at, t.expires_at, t.refresh_issued_at, t.refresh_expires_at, t.access_token, t.refresh_token,"
 	" t.settings, t.settings_public::jsonb, t.metadata::jsonb, true AS created, t.state, t.health, t.event_type, t.event_id,"
-	" t.entity_id, t.entity, t.now_at, " WANTED " FROM r t JOIN i USING (slot, connection_id)),"
+	" t.entity_id, t.entity, t.now_at, " WANTED " FROM " UPSERT_ROWS " JOIN i USING (slot, connection_id)),"
 	" k AS (" UPSERT_CREDENTIAL_INSERT "),"
 	" e AS (" UPSERT_EVENT("now_at") "),"
 	" n AS (" UPSERT_CONNECTION_INSERT("now_at") " RETURNING connection_id, metadata, settings_public)"
