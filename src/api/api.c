@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/crypto.h"
+#include "api/api_key.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/metrics.h"
@@ -23,9 +23,6 @@
 #define CALL_MAGIC UINT32_C(0x61706963)
 /* httpd refuses beyond this without a word of ours; between our own limit and this we can say it properly. */
 #define HTTPD_BODY_MAX ((size_t)4 * 1024 * 1024)
-#define KEY_MAX 512
-/* Look-ups of keys that nobody has used lately: a flood of invented ones must not queue before the claims in the database. */
-#define STRANGERS_MAX 64
 #define QUEUE_PATIENCE_US (5 * US_PER_S)
 #define LATE_US (300 * US_PER_MS)
 #define LATE_LOOK_US (10 * US_PER_MS)
@@ -59,7 +56,6 @@ static void call_free(struct api_call *c)
 		c->api->calls = c->next;
 	if (c->next != NULL)
 		c->next->prev = c->prev;
-	c->api->strangers -= c->stranger;
 	if (c->api->calls == NULL && c->api->on_finish != NULL)
 		loop_defer(c->api->loop, &c->api->finished);
 	if (c->state != NULL)
@@ -161,13 +157,13 @@ struct json_object *api_body(struct api_call *c, bool may_be_empty)
 /* ---------------------------------------------------------------- checks, in order */
 
 /* Is there a database to ask? What can only be read is answered to those who only read. */
-static bool can_ask(const struct api *a)
+bool api_can_ask(const struct api *a)
 {
 	enum store_state s = store_state(a->parts.store);
 	return a->running && !a->draining && (s == STORE_READY || s == STORE_READ_ONLY || s == STORE_FULL);
 }
 
-static void fail_away(struct api_call *c)
+void api_fail_away(struct api_call *c)
 {
 	api_retry_after(c, c->api->draining ? 1 : 2);
 	api_fail(
@@ -181,8 +177,8 @@ static void run(struct api_call *c)
 	(void)httpd_body(c->req, &n);
 	if (n > API_BODY_MAX && !c->route->empty_body) {
 		api_fail(c, API_TOO_LARGE, "the body is larger than %zu bytes", API_BODY_MAX);
-	} else if (!can_ask(a)) {
-		fail_away(c);
+	} else if (!api_can_ask(a)) {
+		api_fail_away(c);
 	} else if (c->route->method != HTTPD_GET && !store_writable(a->parts.store)) {
 		api_retry_after(c, 2);
 		api_fail(c, API_UNAVAILABLE, "the database cannot be written now");
@@ -230,8 +226,7 @@ static bool check_names(struct api_call *c)
 	return true;
 }
 
-/* The key is known to be good, and to belong to `app`. */
-static void authorized(struct api_call *c, const char *app, unsigned scopes)
+void api_authorized(struct api_call *c, const char *app, unsigned scopes)
 {
 	int64_t wait = api_keys_take(c->api->keys, c->key_hash, c->conf->api.rate_per_s);
 	if (wait > 0) {
@@ -260,104 +255,6 @@ static void authorized(struct api_call *c, const char *app, unsigned scopes)
 		if (check_names(c))
 			run(c);
 	}
-}
-
-static void refuse_key(struct api_call *c)
-{
-	httpd_reply_header(c->req, "WWW-Authenticate", "Bearer");
-	api_fail(c, API_UNAUTHORIZED, "the API key is missing, unknown or revoked");
-}
-
-static void on_key(void *arg, int code, const struct store_key *k)
-{
-	struct api_call *c = arg;
-	MAGIC_CHECK(c, CALL_MAGIC);
-	const char *app;
-	unsigned scopes;
-	c->api->strangers -= c->stranger;
-	c->stranger = false;
-	if (code != 0) {
-		api_fail_store(c, code);
-	} else if (k == NULL || k->revoked) {
-		api_keys_drop(c->api->keys, c->key_hash);
-		refuse_key(c);
-	} else {
-		api_keys_put(c->api->keys, c->key_hash, k->application_id, k->scopes);
-		ALWAYS(api_keys_find(c->api->keys, c->key_hash, &app, &scopes) == 0);
-		authorized(c, app, scopes);
-	}
-}
-
-static void authenticate(struct api_call *c)
-{
-	struct api *a = c->api;
-	const char *given = httpd_header(c->req, "authorization"), *app;
-	unsigned scopes;
-	size_t n = given != NULL ? strlen(given) : 0;
-	if (n <= 7 || n > KEY_MAX || !str_eq_nocase(given, 7, "bearer ")) {
-		refuse_key(c);
-		return;
-	}
-	given += 7 + strspn(given + 7, " ");
-	crypto_sha256(given, strlen(given), c->key_hash);
-	if (api_keys_find(a->keys, c->key_hash, &app, &scopes) == 0) {
-		authorized(c, app, scopes);
-		return;
-	}
-	c->stranger = !api_keys_known(a->keys, c->key_hash);
-	a->strangers += c->stranger;
-	if (a->strangers > STRANGERS_MAX && c->stranger) {
-		api_retry_after(c, 1);
-		api_fail(c, API_UNAVAILABLE, "too many keys that are not known are being looked up");
-	} else if (!can_ask(a) || store_key_of(a->parts.store, c->key_hash, on_key, c) != 0) {
-		fail_away(c);
-	}
-}
-
-struct again {
-	struct api_call *call;
-	api_fn *fn;
-};
-
-static void on_key_again(void *arg, int code, const struct store_key *k)
-{
-	struct again again = *(struct again *)arg;
-	struct api_call *c = again.call;
-	mem_free(arg);
-	MAGIC_CHECK(c, CALL_MAGIC);
-	const char *app;
-	unsigned scopes;
-	if (code != 0) {
-		api_fail_store(c, code);
-		return;
-	}
-	if (k == NULL || k->revoked) {
-		api_keys_drop(c->api->keys, c->key_hash);
-		refuse_key(c);
-		return;
-	}
-	api_keys_put(c->api->keys, c->key_hash, k->application_id, k->scopes);
-	ALWAYS(api_keys_find(c->api->keys, c->key_hash, &app, &scopes) == 0);
-	if (strcmp(app, c->application) == 0 && (c->route->scopes & scopes) != 0)
-		again.fn(c);
-	else
-		api_fail(c, API_UNAUTHORIZED, "the API key lacks the scope that this call needs");
-}
-
-void api_keys_again(struct api_call *c, api_fn *fn)
-{
-	const char *app;
-	unsigned scopes;
-	if (api_keys_find(c->api->keys, c->key_hash, &app, &scopes) == 0) {
-		fn(c);
-		return;
-	}
-	struct again *again = mem_alloc(sizeof *again);
-	*again = (struct again){.call = c, .fn = fn};
-	if (store_key_of(c->api->parts.store, c->key_hash, on_key_again, again) == 0)
-		return;
-	mem_free(again);
-	fail_away(c);
 }
 
 static void refuse_method(struct api_call *c)
@@ -393,7 +290,7 @@ static void on_request(void *arg, struct httpd_request *req)
 	else if (c->route->scopes == API_OPEN)
 		c->route->fn(c);
 	else
-		authenticate(c);
+		api_authenticate(c);
 }
 
 static void on_refused(void *arg, int status, struct buf *headers, struct buf *body)

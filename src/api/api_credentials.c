@@ -160,7 +160,7 @@ static void on_ended(struct api_call *c, int code, bool ended_well, const struct
 	else if (k != NULL && !k->enabled)
 		api_fail(c, API_SETTINGS, "the connection is disabled");
 	else if (k != NULL && need->what == WANT_TOKEN && usable(k))
-		api_keys_again(c, read_again);
+		api_auth_again(c, read_again);
 	else if (k != NULL && ended_well && need->what == WANT_STATE)
 		reply_state(c, k);
 	else if (k != NULL && ended_well && need->what == WANT_CONNECTION)

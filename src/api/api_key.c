@@ -6,7 +6,7 @@
  * because a key may be revoked at any time. Only hashes are here, never a key. The bucket outlives the trust,
  * so that re-reading grants nothing.
  */
-#include "api/api_priv.h"
+#include "api/api_key.h"
 
 #include <string.h>
 

@@ -57,7 +57,6 @@ struct api_call {
 	struct conn_key key; /* application always; consumer, unified API and service as the route has them; borrowed from below */
 	char *application, *consumer;
 	uint8_t key_hash[32];
-	bool stranger; /* its key is being looked up, and was not good lately */
 	char request_id[STR_UUID_BYTES];
 	int64_t began_us; /* mono */
 	void *state;	  /* the handler's own, freed by: */
@@ -147,19 +146,14 @@ struct api_list {
 void api_reply_list(struct api_call *c, const struct api_list *l, const void *items, size_t n);
 void api_reply_page(struct api_reply *r, size_t items, const struct buf *next); /* meta; next empty: the last page */
 
-/* ---- keys (api_key.c) ---- */
-struct api_keys;
-struct api_keys *api_keys_new(void);
-void api_keys_free(struct api_keys *k);
-/* From memory: ST_NOT_FOUND when it has to be asked for (again). *app is borrowed until the next call. */
-int api_keys_find(struct api_keys *k, const uint8_t hash[32], const char **app, unsigned *scopes) MUST_USE;
-bool api_keys_known(struct api_keys *k, const uint8_t hash[32]); /* it was good lately, if not now */
-void api_keys_put(struct api_keys *k, const uint8_t hash[32], const char *app, const char *scopes);
-void api_keys_drop(struct api_keys *k, const uint8_t hash[32]);
+/* ---- who calls (api_auth.c) ---- */
+void api_authenticate(struct api_call *c); /* goes on with api_authorized, or answers */
 /* After a wait: does the key of the call still hold? fn, now or later; or answered. */
-void api_keys_again(struct api_call *c, api_fn *fn);
-/* Takes one from the key's bucket; 0, or the microseconds until there is one. */
-int64_t api_keys_take(struct api_keys *k, const uint8_t hash[32], double rate_per_s);
+void api_auth_again(struct api_call *c, api_fn *fn);
+/* The key is known to be good, and to belong to `app`. */
+void api_authorized(struct api_call *c, const char *app, unsigned scopes);
+bool api_can_ask(const struct api *a); /* the database */
+void api_fail_away(struct api_call *c);
 
 /* ---- import queue (api_import.c), waiting room (api_wait.c) ---- */
 struct api_imports;
@@ -194,7 +188,7 @@ struct api {
 	struct loop_timer *patience; /* how long it is not listened at before api_start */
 	struct api_call *calls;
 	struct api_keys *keys;
-	unsigned strangers; /* calls */
+	struct api_asking *asking; /* look-ups of keys that are out */
 	struct api_imports *imports;
 	struct api_room *room;
 	struct loop_task finished; /* runs on_finish */

@@ -478,15 +478,21 @@ def all_at_once(tap, world):
 
 # ---------------------------------------------------------------- invented keys
 
-def invented_keys(tap, world):
-	v, c = open_vault(world, "invented", api={"rate": "unlimited"})
-	c.post(PATH + "/import", body_of(tokens(world)[0]))
+def lock_keys(world, v):
+	"""Nobody can look up a key until .communicate("COMMIT;")."""
 	lock = subprocess.Popen([os.path.join(world.pg.bindir, "psql"), "-X", "-q", "-A", "-t", "-d", world.pg.url(v.dbname)], stdin=subprocess.PIPE,
 		stdout=subprocess.PIPE, text=True)
 	lock.stdin.write("BEGIN; LOCK TABLE refreshd.api_key; SELECT 'locked';\n")
 	lock.stdin.flush()
 	while "locked" not in lock.stdout.readline():
 		pass
+	return lock
+
+
+def invented_keys(tap, world):
+	v, c = open_vault(world, "invented", api={"rate": "unlimited"})
+	c.post(PATH + "/import", body_of(tokens(world)[0]))
+	lock = lock_keys(world, v)
 	with concurrent.futures.ThreadPoolExecutor(100) as pool:
 		answers = [pool.submit(c.but(key="invented-%d" % i).get, PATH) for i in range(100)]
 		wait_until("most to be sent away", lambda: sum(a.done() for a in answers) >= 36, 10)
@@ -497,6 +503,29 @@ def invented_keys(tap, world):
 	tap.equal("and another one is looked up", c.but(key=new_key(v, "app")).get(PATH).status, 200)
 	counts = collections.Counter(c.but(key="invented-%d" % i).get(PATH).status for i in range(150))
 	tap.equal("one after the other all are told", counts, {401: 150})
+
+
+def accepted(port):
+	"""Established connections to the port."""
+	with open("/proc/net/tcp") as f:
+		return sum(x.split()[1].endswith(":%04X" % port) and x.split()[3] == "01" for x in f.readlines()[1:])
+
+
+def one_new_key(tap, world):
+	"""A client that begins with a hundred connections at once is no flood: they wait for one look-up."""
+	v, c = open_vault(world, "newkey", api={"rate": "unlimited"})
+	c.post(PATH + "/import", body_of(tokens(world)[0]))
+	one, poor = new_key(v, "app"), new_key(v, "app", ["webhooks:write"])
+	lock = lock_keys(world, v)
+	with concurrent.futures.ThreadPoolExecutor(120) as pool:
+		answers = [pool.submit(c.but(key=one).get, PATH) for _ in range(100)]
+		refused = [pool.submit(c.but(key=k).get, PATH) for k in ["invented"] * 10 + [poor] * 10]
+		wait_until("all to be there", lambda: accepted(v.api_port) >= 120, 10)
+		lock.communicate("COMMIT;\n", timeout=10)
+		counts = collections.Counter(a.result().status for a in answers)
+		others = collections.Counter(a.result().status for a in refused)
+	tap.equal("all of them are served", counts, {200: 100})
+	tap.equal("what is refused is refused to each", others, {401: 20})
 
 
 def a_provider_that_hangs(tap, world):
@@ -519,7 +548,7 @@ def a_provider_that_hangs(tap, world):
 	tap.equal("of those that waited all are answered, and the rest was told to come again", counts, {200: 128, 503: n - 128})
 
 
-SCENARIOS = [deleted_while_out, large_list, a_provider_that_hangs, all_at_once, invented_keys, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+SCENARIOS = [deleted_while_out, large_list, a_provider_that_hangs, all_at_once, invented_keys, one_new_key, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():
