@@ -87,9 +87,9 @@ static const struct pgstmt SQL_NEXT_DUE = {
  * one of the API that was deleted meanwhile must not come back, so its row is locked first. */
 static const struct pgstmt SQL_RECORD = {
 	"webhook_record",
-	"WITH r AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::int[], $5::text[], $6::boolean[],"
-	" $7::timestamptz[], $8::int[], $9::boolean[]) AS t (event_id, endpoint_id, attempt, status, error, delivered,"
-	" next_due_at, duration_ms, gone)),"
+	"WITH r AS MATERIALIZED (SELECT unnest($1::uuid[]) AS event_id, unnest($2::text[]) AS endpoint_id, unnest($3::int[]) AS attempt,"
+	" unnest($4::int[]) AS status, unnest($5::text[]) AS error, unnest($6::boolean[]) AS delivered,"
+	" unnest($7::timestamptz[]) AS next_due_at, unnest($8::int[]) AS duration_ms, unnest($9::boolean[]) AS gone),"
 	" d AS (UPDATE refreshd.delivery d SET lease_owner = NULL, lease_until = NULL,"
 	" due_at = CASE WHEN r.next_due_at < 'infinity' THEN r.next_due_at ELSE d.due_at END,"
 	" done_at = CASE WHEN r.delivered OR r.next_due_at = 'infinity' THEN now() END,"

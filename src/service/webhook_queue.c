@@ -4,8 +4,9 @@
  *
  * A claim and a record cost a commit each, so a receiver that answers quickly gets more claimed than may be
  * under way there at once: its window grows with each success up to WINDOW_MAX and shrinks with what fails or
- * is slow. Places are given out here and nowhere else: never more than PER_ENDPOINT requests at one receiver,
- * one where all fails. What cannot be sent any more is given back unsent. Must not touch the database.
+ * is slow. Places are given out here and nowhere else: PER_ENDPOINT requests at one receiver, up to
+ * PER_QUICK_ENDPOINT as its window grows, one where all fails. What cannot be sent any more is given back unsent.
+ * Must not touch the database.
  */
 #include "service/webhook_priv.h"
 
@@ -63,7 +64,8 @@ bool webhook_queue_ailing(const struct target *t)
 
 static unsigned places(const struct target *t)
 {
-	return webhook_queue_ailing(t) ? 1 : PER_ENDPOINT;
+	unsigned more = t->window * (PER_QUICK_ENDPOINT - PER_ENDPOINT) / WINDOW_MAX;
+	return webhook_queue_ailing(t) ? 1 : PER_ENDPOINT + more;
 }
 
 unsigned webhook_queue_room(const struct webhook *w, const struct target *t)
