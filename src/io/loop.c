@@ -289,11 +289,11 @@ void loop_timer_after(struct loop_timer *t, int64_t us)
 
 void loop_timer_about(struct loop_timer *t, int64_t us)
 {
-	int64_t at;
+	int64_t at, step = us < 5 * US_PER_S ? US_PER_S : 5 * US_PER_S;
 	if (us < 2 * US_PER_S || __builtin_add_overflow(sys_mono_us(), us, &at))
 		loop_timer_after(t, us);
 	else
-		loop_timer_at(t, at - at % US_PER_S);
+		loop_timer_at(t, at - at % step);
 }
 
 void loop_timer_stop(struct loop_timer *t)

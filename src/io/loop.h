@@ -34,8 +34,8 @@ struct loop_timer *loop_timer_new(struct loop *l, loop_fn *fn, void *arg);
 void loop_timer_free(struct loop_timer *t); /* NULL is fine */
 void loop_timer_at(struct loop_timer *t, int64_t mono_us); /* past: next turn */
 void loop_timer_after(struct loop_timer *t, int64_t us);
-/* For what goes on all the time: up to a second sooner, so that all waits of this kind end together and a process at rest wakes up once for
- * them. Under two seconds it is loop_timer_after. */
+/* For what goes on all the time: up to a second sooner, from five seconds on up to five, so that all waits of this kind end together and a
+ * process at rest wakes up once for them. Under two seconds it is loop_timer_after. */
 void loop_timer_about(struct loop_timer *t, int64_t us);
 void loop_timer_stop(struct loop_timer *t);
 bool loop_timer_is_set(const struct loop_timer *t);

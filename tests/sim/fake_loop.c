@@ -330,8 +330,8 @@ void loop_timer_after(struct loop_timer *t, int64_t us)
 
 void loop_timer_about(struct loop_timer *t, int64_t us)
 {
-	int64_t at = sys_mono_us() + us;
-	loop_timer_at(t, us < 2 * US_PER_S ? at : at - at % US_PER_S);
+	int64_t at = sys_mono_us() + us, step = us < 5 * US_PER_S ? US_PER_S : 5 * US_PER_S;
+	loop_timer_at(t, us < 2 * US_PER_S ? at : at - at % step);
 }
 
 void loop_timer_stop(struct loop_timer *t)
