@@ -144,13 +144,14 @@ def secrets_stay_inside(tap, v, words):
 def paging(tap, world):
 	v, c = open_vault(world, "paging")
 	for i, t in enumerate(tokens(world, n=7)):
-		c.but(consumer="p%d" % i).post(connection_path("a", tail="/import"), body_of(t))
+		c.but(consumer="p%d" % i).post(connection_path("a", tail="/import"), dict(body_of(t), metadata={"n": i}))
 	app = c.but(consumer=None)
-	for path, limit, key in (("/vault/connections", 3, "created_at"), ("/vault/consumers", 2, "consumer_id"), ("/vault/logs", 3, "id")):
+	for path, limit, key in (("/vault/connections", 3, lambda x: x["metadata"]["n"]), ("/vault/consumers", 2, lambda x: x["consumer_id"]),
+		("/vault/logs", 3, lambda x: x["id"])):
 		seen, cursor, pages = [], "", 0
 		while cursor is not None and pages < 9:
 			a = app.get("%s?limit=%d&cursor=%s" % (path, limit, cursor))
-			seen += [x[key] for x in a.data]
+			seen += [key(x) for x in a.data]
 			cursor, pages = a.json["meta"]["cursors"]["next"], pages + 1
 		tap.equal("%s in pages: each once" % path, (len(seen), len(set(seen)), pages), (7, 7, -(-7 // limit)))
 	tap.equal("list of the application", len(app.get("/vault/connections").data), 7)

@@ -233,7 +233,8 @@ def server_disk_full(tap, world):
 		world.pg.psql("CREATE TABLESPACE small LOCATION '%s'" % folder)
 		v = loaded(world, "rfull", life=LIFE)
 		v.sql("ALTER TABLE refreshd.credential SET TABLESPACE small; ALTER TABLE refreshd.instance SET TABLESPACE small;"
-			" ALTER TABLE refreshd.credential SET (autovacuum_enabled = off); ALTER TABLE refreshd.instance SET (autovacuum_enabled = off)")
+			" ALTER TABLE refreshd.credential SET (autovacuum_enabled = off, fillfactor = 100); ALTER TABLE refreshd.instance SET (autovacuum_enabled = off)")
+		v.sql("VACUUM FULL refreshd.credential")  # no room for an update on any page
 		v.sql("CREATE TABLE watch.filler (t text) TABLESPACE small; ALTER TABLE watch.filler ALTER t SET STORAGE PLAIN")
 		try:
 			while True:
