@@ -38,7 +38,7 @@ from pgcluster import pg_bindir
 IN_TREE = os.path.join("bench", "results.json")
 MILLION, TEN_MILLION = 1000000, 10000000
 Measure = collections.namedtuple("Measure", "name fn keys short_s long_s")
-# keys: what it may write of the results. Seconds: on a quiet machine of two cores; short_s None: only in the long form.
+# keys: what it may write of the results. Seconds: on a quiet machine of two cores; short_s None: in the short form only by its name.
 MEASURES = [
 	Measure("refreshes", refreshes.measure, ("refresh_tls",), 100, 1000),
 	Measure("profile", guard.profile, ("profile",), 30, 30),
@@ -167,7 +167,7 @@ def takes(m, form, results):
 	last = results.get("measured", {}).get(m.name, {})
 	if last.get("form") == form.name and "seconds" in last:
 		return last["seconds"]
-	return {"long": m.long_s, "smoke": 25}.get(form.name, m.short_s)
+	return {"long": m.long_s, "smoke": 25}.get(form.name, m.short_s or m.long_s // 2)
 
 
 def minutes(seconds):
