@@ -124,10 +124,19 @@ static void ask(struct api_call *c, api_fn *again)
 	join(x, c, again);
 }
 
+void api_auth_again(struct api_call *c, api_fn *again)
+{
+	const char *app;
+	unsigned scopes;
+	if (api_keys_find(c->api->keys, c->key_hash, &app, &scopes) == 0)
+		go_on(&(struct waiter){ .call = c, .again = again }, app, scopes);
+	else
+		ask(c, again);
+}
+
 void api_authenticate(struct api_call *c)
 {
-	const char *given = httpd_header(c->req, "authorization"), *app;
-	unsigned scopes;
+	const char *given = httpd_header(c->req, "authorization");
 	size_t n = given != NULL ? strlen(given) : 0;
 	if (n <= 7 || n > KEY_MAX || !str_eq_nocase(given, 7, "bearer ")) {
 		refuse_key(c);
@@ -135,18 +144,5 @@ void api_authenticate(struct api_call *c)
 	}
 	given += 7 + strspn(given + 7, " ");
 	crypto_sha256(given, strlen(given), c->key_hash);
-	if (api_keys_find(c->api->keys, c->key_hash, &app, &scopes) == 0)
-		api_authorized(c, app, scopes);
-	else
-		ask(c, NULL);
-}
-
-void api_auth_again(struct api_call *c, api_fn *fn)
-{
-	const char *app;
-	unsigned scopes;
-	if (api_keys_find(c->api->keys, c->key_hash, &app, &scopes) == 0)
-		fn(c);
-	else
-		ask(c, fn);
+	api_auth_again(c, NULL);
 }

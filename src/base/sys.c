@@ -13,6 +13,7 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "base/bytes.h"
 #include "base/mem.h"
 
 #define POOL_BYTES 512
@@ -159,8 +160,9 @@ void sys_uuid4(uint8_t out[16])
 static void put_ms(int64_t wall_us, uint8_t out[6])
 {
 	uint64_t ms = wall_us > 0 ? (uint64_t)(wall_us / US_PER_MS) : 0;
-	for (int i = 0; i < 6; i++)
-		out[i] = (uint8_t)(ms >> (40 - 8 * i));
+	uint8_t whole[8];
+	bytes_put_be64(whole, ms << 16);
+	memcpy(out, whole, 6);
 }
 
 void sys_uuid7(uint8_t out[16])

@@ -919,6 +919,26 @@ START_TEST(rights_that_go_close_the_gate_before_a_reply_has_no_place)
 }
 END_TEST
 
+static struct journal_name first_segment(void)
+{
+	struct journal_name name;
+	journal_name_make(1, 1, &name);
+	return name;
+}
+
+/* A byte within the second record of the first segment; where that record begins. Its records hold `len` bytes each. */
+static off_t damage_second(size_t len)
+{
+	char *path = mem_printf("%s/%s", dir, first_segment().name);
+	int fd = open(path, O_RDWR);
+	const off_t second = JOURNAL_FILE_HEADER + (off_t)journal_record_size(len);
+	ck_assert_int_ge(fd, 0);
+	ck_assert_int_eq(pwrite(fd, "#", 1, second + JOURNAL_FILE_RECORD), 1);
+	close(fd);
+	mem_free(path);
+	return second;
+}
+
 START_TEST(damage_is_told_once_with_file_and_offset)
 {
 	struct journal *j = open_small();
@@ -931,20 +951,12 @@ START_TEST(damage_is_told_once_with_file_and_offset)
 	settle(j);
 	ck_assert_int_eq(notes.calls, 0); /* what is behind the last record is none */
 	journal_close(j);
-	struct journal_name name;
-	journal_name_make(1, 1, &name);
-	char *path = mem_printf("%s/%s", dir, name.name);
-	int fd = open(path, O_RDWR);
-	const off_t second = JOURNAL_FILE_HEADER + (off_t)journal_record_size(12);
-	ck_assert_int_ge(fd, 0);
-	ck_assert_int_eq(pwrite(fd, "#", 1, second + JOURNAL_FILE_RECORD), 1);
-	close(fd);
-	mem_free(path);
+	const off_t second = damage_second(12);
 	j = open_small();
 	notes = (struct notes){ 0 };
 	journal_on_note(j, on_note, &notes);
 	wait_for(notes.calls);
-	char *want = mem_printf("%s: damaged in 1 place, the first at offset %ld, %zu bytes in all", name.name, (long)second, journal_record_size(12));
+	char *want = mem_printf("%s: damaged in 1 place, the first at offset %ld, %zu bytes in all", first_segment().name, (long)second, journal_record_size(12));
 	ck_assert_int_eq(notes.last.code, ST_SYNTAX);
 	ck_assert_msg(strstr(notes.last.text, want) != NULL, "%s", notes.last.text);
 	mem_free(want);
@@ -1293,23 +1305,15 @@ START_TEST(inspect_tells_damage_before_the_records)
 	struct found x = { 0 };
 	ck_ok(journal_inspect(dir, ignore_inspected, on_damaged, &notes, &f)); /* what is behind the last record is none */
 	ck_assert_int_eq(notes.calls, 0);
-	struct journal_name name;
-	journal_name_make(1, 1, &name);
-	char *path = mem_printf("%s/%s", dir, name.name);
-	int fd = open(path, O_RDWR);
-	const off_t second = JOURNAL_FILE_HEADER + (off_t)journal_record_size(4);
-	ck_assert_int_ge(fd, 0);
-	ck_assert_int_eq(pwrite(fd, "#", 1, second + JOURNAL_FILE_RECORD), 1);
+	const off_t second = damage_second(4);
 	ck_ok(journal_inspect(dir, ignore_inspected, on_damaged, &notes, &f));
 	ck_assert_int_eq(notes.calls, 1);
-	char *want = mem_printf("%s: damaged in 1 place, the first at offset %ld, %zu bytes in all", name.name, (long)second, journal_record_size(4));
+	char *want = mem_printf("%s: damaged in 1 place, the first at offset %ld, %zu bytes in all", first_segment().name, (long)second, journal_record_size(4));
 	ck_assert_int_eq(notes.last.code, ST_SYNTAX);
 	ck_assert_msg(strstr(notes.last.text, want) != NULL, "%s", notes.last.text);
 	ck_ok(journal_inspect(dir, on_inspect, NULL, &x, &f));
 	ck_assert_int_eq(x.n, 2);
 	mem_free(want);
-	mem_free(path);
-	close(fd);
 }
 END_TEST
 
