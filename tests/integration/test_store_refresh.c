@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "base/sys.h"
 #include "integration/pgcluster.h"
+#include "io/pgpool.h"
 #include "io/pgsync.h"
 #include "io/resolver.h"
 #include "service/migrations.h"
@@ -21,6 +22,7 @@
 #include "unit/unit.h"
 
 #define DEADLINE_US (20 * US_PER_S)
+#define POOL_SIZE 3
 #define LEASE_US (120 * US_PER_S)
 #define TIMEOUT_US (60 * US_PER_S)
 
@@ -94,6 +96,12 @@ static bool is_blocked(void *arg)
 	return number("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'refreshd' AND wait_event_type = 'Lock'") > 0;
 }
 
+/* A lone connection would queue whatever is sent behind the statement that waits for a row. */
+static bool is_whole(void *arg)
+{
+	return is_ready(arg) && pgpool_connected(store_pool(arg)) == POOL_SIZE;
+}
+
 static void start_store(void)
 {
 	struct fault f = { 0 };
@@ -102,7 +110,7 @@ static void start_store(void)
 	(void)snprintf(url, sizeof url, "%s", pgcluster_url(cluster, ""));
 	const struct conf c = {
 		.instance = instance,
-		.database = { .url = url, .pool_size = 3, .statement_timeout_us = 30 * US_PER_S },
+		.database = { .url = url, .pool_size = POOL_SIZE, .statement_timeout_us = 30 * US_PER_S },
 		.refresh = { .poll_interval_us = 300 * US_PER_S },
 	};
 	ck_assert_msg(store_new(loop, resolver, &c, home, &store, &f) == 0, "%s", f.text);
@@ -111,7 +119,7 @@ static void start_store(void)
 static void open_store(void)
 {
 	start_store();
-	wait_for("the store", is_ready, store);
+	wait_for("the store and all its connections", is_whole, store);
 }
 
 static void setup(void)
