@@ -116,10 +116,14 @@ static void on_recovered(void *arg, int code, int64_t rows)
 	MAGIC_CHECK(d, DAEMON_MAGIC);
 	if (d->phase != PHASE_RECOVERING)
 		return;
-	if (code != 0) {
+	/* A row that takes no write at all must not keep all the others: the leases end by themselves. */
+	bool refused = code == ST_DENIED && store_state(d->store) == STORE_READY;
+	if (code != 0 && !refused) {
 		set_phase(d, PHASE_REPLAYING); /* the next READY or tick comes back here */
 		return;
 	}
+	if (refused)
+		log_error("daemon.recover_refused", K_TEXT("hint", "the leases of the earlier run are left to end; look at the database's log"));
 	tell_in_doubt(rows);
 	run_now(d);
 	recover_early(d);

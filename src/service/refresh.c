@@ -36,6 +36,9 @@ static const struct {
 	{ AT_PERSISTING, AT_SETTLING, "the statement failed, or another has the row: again" },
 	{ AT_PERSISTING, AT_DONE, "committed, or the fence was lost" },
 	{ AT_PERSISTING, AT_MERGING, "the fence was lost, and there is a token in hand" },
+	{ AT_PERSISTING, AT_HELD, "neither its result nor its quarantine can be written" },
+	{ AT_HELD, AT_SETTLING, "its pause is over" },
+	{ AT_HELD, AT_DONE, "we end, and the journal has its reply" },
 	{ AT_MERGING, AT_SETTLING, "the row still has the token that it was exchanged for" },
 	{ AT_MERGING, AT_DONE, "the row has another one, or is gone" },
 	{ AT_RELEASING, AT_DONE, "given back" },
@@ -193,16 +196,10 @@ void attempt_end(struct attempt *a, bool claimed)
 		.next_due_at = next_due(a, claimed),
 	};
 	leave_flight(a);
-	if (a->replayed) {
-		r->replaying--;
-		r->replayed_total++;
-	}
+	replay_leave(a);
 	if (r->ev.done != NULL)
 		r->ev.done(r->ev.arg, &d);
-	bool replayed = a->replayed;
 	attempt_free(a);
-	if (replayed)
-		replay_next(r);
 	refresh_check_idle(r);
 }
 
@@ -450,6 +447,7 @@ void refresh_drain(struct refresh *r, loop_fn *fn, void *arg)
 	r->drained = fn;
 	r->drained_arg = arg;
 	end_refused(r, INT64_MAX);
+	persist_end_held(r);
 	loop_timer_after(r->drain_look, DRAIN_LOOK_US);
 	refresh_check_idle(r);
 }
@@ -467,6 +465,7 @@ static bool is_safe(const struct attempt *a)
 	case AT_SETTLING:
 	case AT_PERSISTING:
 	case AT_MERGING:
+	case AT_HELD:
 		return a->seq != 0;
 	case AT_SENDING:
 	case AT_JOURNALLING:

@@ -4,8 +4,8 @@
  * Results leave in batches of one statement; while one is on its way the next fills up by itself. A batch that failed for the
  * database's sake goes back to the front of the queue and is tried again with backoff; persist is idempotent, so an
  * unknown COMMIT is simply sent again. A batch that failed for our own sake (a bug) is taken apart until the one row that
- * cannot be written is alone, and that row leaves the schedule instead of looping; one whose rows others keep locked is taken
- * apart too, so that they wait alone.
+ * cannot be written is alone, and that row leaves the schedule instead of looping; when not even that can be written, it stays in
+ * our hands and under its lease. One whose rows others keep locked is taken apart too, so that they wait alone.
  */
 #include "service/refresh_priv.h"
 
@@ -64,6 +64,12 @@ static bool is_poisoned(const struct refresh *r, struct attempt *a)
 	return a->blames >= BLAMES && r->written != a->written_before;
 }
 
+/* The statement is at fault, or this row. */
+static bool is_refused(const struct refresh *r, struct attempt *a, enum pg_class class)
+{
+	return persist_is_bug(r, class) || (class == PG_CLASS_BUG && is_poisoned(r, a));
+}
+
 /* ---------------------------------------------------------------- results */
 
 static void put_back(struct persist_batch *b, bool alone)
@@ -112,6 +118,8 @@ static void report(struct attempt *a, enum store_verdict verdict)
 static void finish(struct attempt *a, enum store_verdict verdict)
 {
 	FAILPOINT_IF(a->has_reply && verdict <= STORE_ALREADY, committed);
+	if (a->was_held)
+		a->owner->held_rounds = 0;
 	if (!a->quarantine)
 		report(a, verdict);
 	if (verdict == STORE_LOST && !a->quarantine && a->record.result.has_token)
@@ -140,6 +148,81 @@ static bool to_be_sent_again(struct attempt *a, int code, enum pg_class class)
 	return true;
 }
 
+/* ---- a row that takes neither its result nor that it is set aside: its token was answered, and nobody may present it */
+
+#define HELD_PAUSE_US US_PER_S
+#define HELD_PAUSE_MAX_US (30 * US_PER_S)
+
+void persist_end_held(struct refresh *r)
+{
+	struct attempt_queue stays = { 0 };
+	for (struct attempt *a = queue_take(&r->held); a != NULL; a = queue_take(&r->held)) {
+		if (a->seq == 0) {
+			queue_push(&stays, a);
+			continue;
+		}
+		r->unsettled--;
+		attempt_end(a, true);
+	}
+	r->held = stays;
+}
+
+/* Each time from the beginning: whatever stood in the way may be gone, and the token of the answer is worth more than its quarantine. */
+static void on_held_over(void *arg)
+{
+	struct refresh *r = arg;
+	MAGIC_CHECK(r, REFRESH_MAGIC);
+	for (struct attempt *a = queue_take(&r->held); a != NULL; a = queue_take(&r->held)) {
+		a->quarantine = !a->has_result;
+		attempt_set_state(a, AT_SETTLING);
+		queue_push(&r->settling, a);
+	}
+	persist_kick(r);
+}
+
+/* In our hands we do not claim it; that the others do not is up to its lease, which therefore must not end before it is renewed. */
+static void wait_held(struct attempt *a)
+{
+	struct refresh *r = a->owner;
+	attempt_set_state(a, AT_HELD);
+	queue_push(&r->held, a);
+	replay_leave(a);
+	if (r->draining)
+		persist_end_held(r);
+	refresh_check_idle(r);
+	if (r->held.first == NULL || loop_timer_is_set(r->held_over))
+		return;
+	int64_t pause = policy_backoff_us(++r->held_rounds, HELD_PAUSE_US, HELD_PAUSE_MAX_US, sys_random_unit());
+	int64_t most = r->conf->refresh.lease_us / 3;
+	loop_timer_after(r->held_over, pause < most ? pause : most);
+}
+
+static void on_held(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
+{
+	struct attempt *a = arg;
+	struct refresh *r = a->owner;
+	(void)v, (void)n;
+	MAGIC_CHECK(a, ATTEMPT_MAGIC);
+	r->persisting--;
+	if (!a->was_held)
+		log_error("refresh.held", K_ID(a->id), K_WORD("lease", code == 0 ? "renewed" : pg_class_word(class)),
+			K_TEXT("hint", "the database refuses every write for this row: look at its log; the answer is kept"));
+	a->was_held = true;
+	wait_held(a);
+	persist_kick(r);
+}
+
+static void hold(struct attempt *a)
+{
+	struct refresh *r = a->owner;
+	a->alone = true;
+	if (store_hold(r->store, a->id, a->attempt_id, r->conf->refresh.lease_us, on_held, a) == 0)
+		r->persisting++;
+	else
+		wait_held(a);
+	persist_kick(r);
+}
+
 static void on_quarantined(void *arg, int code, enum pg_class class, const enum store_verdict *v, size_t n)
 {
 	struct attempt *a = arg;
@@ -147,6 +230,10 @@ static void on_quarantined(void *arg, int code, enum pg_class class, const enum 
 	(void)v, (void)n;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
 	r->persisting--;
+	if (code != 0 && is_refused(r, a, class)) {
+		hold(a);
+		return;
+	}
 	if (to_be_sent_again(a, code, class))
 		return;
 	log_error("refresh.quarantined", K_ID(a->id), K_TEXT("hint", "its result cannot be written; the reply is kept in the journal"));
@@ -225,8 +312,8 @@ static void on_persisted(void *arg, int code, enum pg_class class, const enum st
 		mem_free(b);
 		return;
 	}
-	if (b->n == 1 && (bug || (class == PG_CLASS_BUG && is_poisoned(r, b->v[0]))))
-		b->v[0]->quarantine = true;
+	if (b->n == 1 && is_refused(r, b->v[0], class))
+		b->v[0]->quarantine = b->v[0]->has_result = true;
 	/* Locks and time-outs that last: one row is enough to keep a batch, so each goes by itself. */
 	put_back(b, class == PG_CLASS_BUG || (class == PG_CLASS_RETRY && r->failures_in_a_row > 0));
 	if (bug)
@@ -421,6 +508,7 @@ void persist_init(struct refresh *r)
 	loop_task_init(&r->flush, flush, r);
 	r->retry = loop_timer_new(r->loop, flush, r);
 	r->busy_over = loop_timer_new(r->loop, on_busy_over, r);
+	r->held_over = loop_timer_new(r->loop, on_held_over, r);
 }
 
 void persist_fini(struct refresh *r)
@@ -428,6 +516,7 @@ void persist_fini(struct refresh *r)
 	loop_undefer(r->loop, &r->flush);
 	loop_timer_free(r->retry);
 	loop_timer_free(r->busy_over);
+	loop_timer_free(r->held_over);
 	while (r->events != NULL) {
 		struct pending_event *p = r->events;
 		r->events = p->next;

@@ -18,6 +18,7 @@
 	X(AT_MERGING, "merging")       /* the fence was lost with a token in hand: is it the live one? */ \
 	X(AT_RELEASING, "releasing")   /* nothing was sent; the claim is being given back */   \
 	X(AT_REFUSED, "refused")       /* its claim fails by a fault that is no outage: left alone for a pause */ \
+	X(AT_HELD, "held")	       /* neither its result nor its quarantine can be written: tried again after a pause */ \
 	X(AT_DONE, "done")
 enum attempt_state {
 #define X(id, word) id,
@@ -53,12 +54,15 @@ struct attempt {
 	bool recorded;
 	int64_t release_due_at;
 	bool quarantine; /* cannot be written: take it out of the schedule, the journal keeps the reply */
+	bool has_result; /* quarantine: there is something to write, should the database take it one day */
+	bool was_held; /* told */
 	bool merging; /* its record is to be written over the row that was read, whoever has it */
 	bool alone; /* write it in a statement of its own: a batch with it failed */
 	unsigned blames; /* times that the schema was blamed for it alone */
 	uint64_t written_before; /* owner->written at the first of them */
 	int64_t again_us; /* mono; refused: when the pause is over */
 	bool replayed;
+	bool in_replay; /* the replay is not over before this is */
 	struct loop_timer *again; /* the row could not be read yet */
 };
 
@@ -95,6 +99,9 @@ struct refresh {
 	struct attempt_queue busy; /* another transaction had the row: settled, and sent again after a pause */
 	struct loop_timer *busy_over;
 	unsigned busy_rounds;
+	struct attempt_queue held;
+	struct loop_timer *held_over;
+	unsigned held_rounds;
 	unsigned persisting, releases_sent;
 	uint64_t written; /* statements with results that the database took */
 	struct loop_task flush;
@@ -154,6 +161,8 @@ void attempt_classify(const struct attempt *a, struct grant_result *out);
 void persist_init(struct refresh *r);
 void persist_fini(struct refresh *r);
 void persist_kick(struct refresh *r);
+/* We end: what is held is as well off in the journal; what only memory knows stays. */
+void persist_end_held(struct refresh *r);
 /* Is the statement itself at fault? */
 bool persist_is_bug(const struct refresh *r, enum pg_class class);
 /* Written, or nothing more can be: the journal's record is done, and it leaves our hands. */
@@ -169,7 +178,7 @@ void attempt_unmergeable(struct attempt *a);
 /* refresh_replay.c */
 void replay_init(struct refresh *r);
 void replay_fini(struct refresh *r);
-void replay_next(struct refresh *r); /* one record is over */
+void replay_leave(struct attempt *a); /* its record is over, or the replay need not wait for it */
 bool replay_is_through(const struct refresh *r);
 
 void queue_push(struct attempt_queue *q, struct attempt *a);

@@ -85,7 +85,7 @@ static void begin_record(struct refresh *r, uint64_t seq, const struct reply *re
 {
 	struct attempt *a = attempt_new(r, reply->id);
 	a->state = AT_LOADING;
-	a->replayed = true;
+	a->replayed = a->in_replay = true;
 	a->has_reply = true;
 	a->seq = seq;
 	a->reply = *reply;
@@ -94,9 +94,15 @@ static void begin_record(struct refresh *r, uint64_t seq, const struct reply *re
 	load(a);
 }
 
-/* One record is over: there is room for the next one. */
-void replay_next(struct refresh *r)
+/* There is room for the next one. */
+void replay_leave(struct attempt *a)
 {
+	struct refresh *r = a->owner;
+	if (!a->in_replay)
+		return;
+	a->in_replay = false;
+	r->replaying--;
+	r->replayed_total++;
 	if (r->replay_running)
 		loop_defer(r->loop, &r->replay_task);
 }
@@ -118,7 +124,7 @@ static void keep_unreadable(struct refresh *r, uint64_t seq, const void *p, size
 		return;
 	struct attempt *a = attempt_new(r, id);
 	a->state = AT_LOADING;
-	a->replayed = true;
+	a->replayed = a->in_replay = true;
 	a->seq = seq;
 	a->attempt_id = attempt_id;
 	r->replaying++;
@@ -150,9 +156,24 @@ static void on_record(struct refresh *r, uint64_t seq)
 		begin_record(r, seq, &reply);
 }
 
+/* The one before it is held, for who knows how long: a start cannot wait for that. */
+static void leave_put_off(struct refresh *r)
+{
+	log_error("replay.kept", K_ID(r->put_off.reply.id), K_TEXT("why", "an older answer of its connection cannot be written"),
+		K_TEXT("hint", "mend that and restart: the reply is kept in the journal"));
+	r->put_off.seq = 0;
+	reply_fini(&r->put_off.reply);
+	reply_init(&r->put_off.reply);
+	r->replaying--;
+	r->replayed_total++;
+}
+
 static void take_up(struct refresh *r)
 {
-	if (r->put_off.seq == 0 || attempt_find(r, r->put_off.reply.id) != NULL)
+	const struct attempt *before = r->put_off.seq != 0 ? attempt_find(r, r->put_off.reply.id) : NULL;
+	if (before != NULL && !before->in_replay)
+		leave_put_off(r);
+	if (r->put_off.seq == 0 || before != NULL)
 		return;
 	struct reply reply = r->put_off.reply;
 	uint64_t seq = r->put_off.seq;

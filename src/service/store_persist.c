@@ -1,5 +1,5 @@
 /*
- * store_persist - the SQL of a refresh behind its request: its result, its release, its quarantine, and events.
+ * store_persist - the SQL of a refresh behind its request: its result, its release, its quarantine, its longer lease, and events.
  *
  * Every statement asks for the fence (attempt id and token version) again, under the row lock of `schedule`, which it takes before
  * anything else. Arrays are unnested in the select list: in FROM each of them would be a tuplestore of its own. Read the statements
@@ -152,6 +152,12 @@ static const struct pgstmt SQL_QUARANTINE = {
 	"UPDATE refreshd.schedule SET due_at = 'infinity', sent_deadline = 'infinity'"
 	" WHERE slot = $1 AND connection_id = $2 AND attempt_id = $3 AND lease_owner IS NOT NULL",
 };
+/* Ours from now on, also when it was claimed by an earlier life whose answer is being replayed: its leases are freed at a start. */
+static const struct pgstmt SQL_HOLD = {
+	"refresh_hold",
+	"UPDATE refreshd.schedule SET lease_owner = $4, lease_until = now() + $5::bigint * interval '1 microsecond'"
+	" WHERE slot = $1 AND connection_id = $2 AND attempt_id = $3 AND lease_owner IS NOT NULL",
+};
 static const struct pgstmt SQL_EVENT = {
 	"refresh_event",
 	"INSERT INTO refreshd.event (event_id, application_id, event_type, entity_id, entity_type, entity, reason, occurred_at)"
@@ -265,6 +271,15 @@ int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, 
 	struct pgargs *a = store_args_of(id);
 	pgargs_i64(a, attempt_id);
 	return send_persist(s, &SQL_QUARANTINE, a, fn, arg);
+}
+
+int store_hold(struct store *s, const uint8_t id[16], int64_t attempt_id, int64_t lease_us, store_persist_fn *fn, void *arg)
+{
+	struct pgargs *a = store_args_of(id);
+	pgargs_i64(a, attempt_id);
+	pgargs_i64(a, store_epoch(s));
+	pgargs_i64(a, lease_us);
+	return send_persist(s, &SQL_HOLD, a, fn, arg);
 }
 
 int store_event(struct store *s, enum event_type type, const uint8_t event_id[16], const char *application_id, const char *entity_id,

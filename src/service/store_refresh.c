@@ -275,8 +275,10 @@ static void on_recovered(void *arg, const struct pgtx_result *r)
 {
 	struct recover_call call = *(struct recover_call *)arg;
 	mem_free(arg);
-	bool ok = r->class == PG_CLASS_OK;
-	call.fn(call.arg, ok ? 0 : ST_UNAVAILABLE, ok ? pgresult_affected(&r->results[0]) : 0);
+	if (r->class == PG_CLASS_OK)
+		call.fn(call.arg, 0, pgresult_affected(&r->results[0]));
+	else
+		call.fn(call.arg, r->class == PG_CLASS_BUG ? ST_DENIED : ST_UNAVAILABLE, 0);
 }
 
 static struct pgargs *instance_args(struct store *s)

@@ -128,8 +128,11 @@ int store_release(struct store *s, const struct store_release *v, size_t n, stor
  * it makes it due: a deadline that never ends tells it from what is only not due. */
 #define STORE_SET_ASIDE "((s.attempt_id <> 0 AND s.lease_owner IS NOT NULL AND s.sent_deadline = 'infinity') IS TRUE)"
 int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, store_persist_fn *fn, void *arg) MUST_USE;
+/* Not even that can be written: nobody else is to claim it for so long from now. */
+int store_hold(struct store *s, const uint8_t id[16], int64_t attempt_id, int64_t lease_us, store_persist_fn *fn, void *arg) MUST_USE;
 /* Frees the leases that earlier epochs of this home left behind; they come back by poll with their doubt counted. The journal has
- * been replayed: what is still leased then has no answer that anybody will ever write. */
+ * been replayed: what is still leased then has no answer that anybody will ever write, or is held. ST_DENIED: refused for a fault
+ * that is no outage, one row's perhaps. */
 int store_recover(struct store *s, void (*fn)(void *arg, int code, int64_t rows), void *arg) MUST_USE;
 /* The second part of it, beside the work: what was started up to so much before it was due. It may read the whole table; where that takes
  * longer than a statement may, those few leases run out by themselves, and the next start tries again. */

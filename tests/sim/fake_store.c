@@ -40,7 +40,7 @@ struct store {
 	struct answer *open;
 	unsigned fail_persist, fail_claim;
 	enum pg_class persist_class, claim_class;
-	bool persist_executed, claim_executed, poisoned, claim_poisoned;
+	bool persist_executed, claim_executed, poisoned, quarantine_poisoned, hold_poisoned, claim_poisoned;
 	unsigned disturbed;
 	uint8_t poison[16], claim_poison[16];
 	struct fake_store_counts counts;
@@ -319,8 +319,15 @@ void fake_store_fail_claim(struct store *s, unsigned n, enum pg_class class, boo
 
 void fake_store_poison(struct store *s, const uint8_t id[16])
 {
-	s->poisoned = true;
-	memcpy(s->poison, id, 16);
+	s->poisoned = id != NULL;
+	if (id != NULL)
+		memcpy(s->poison, id, 16);
+}
+
+void fake_store_poison_more(struct store *s, bool quarantine, bool hold)
+{
+	s->quarantine_poisoned = quarantine;
+	s->hold_poisoned = hold;
 }
 
 void fake_store_poison_claim(struct store *s, const uint8_t id[16])
@@ -704,6 +711,20 @@ int store_release(struct store *s, const struct store_release *v, size_t n, stor
 	return 0;
 }
 
+/* A row under the fence of `attempt_id`; NULL: there is none, or the statement fails. */
+static struct fake_row *fenced_row(struct store *s, const uint8_t id[16], int64_t attempt_id, bool refused, struct answer *a)
+{
+	struct fake_row *r = find(s, id);
+	if (r == NULL || r->attempt != attempt_id || r->owner == 0)
+		r = NULL;
+	refused = refused && r != NULL && s->poisoned && memcmp(id, s->poison, 16) == 0;
+	if (s->writable && !refused)
+		return r;
+	a->code = ST_UNAVAILABLE;
+	a->class = s->writable ? PG_CLASS_BUG : PG_CLASS_CONNECTION;
+	return NULL;
+}
+
 int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, store_persist_fn *fn, void *arg)
 {
 	if (s->closed)
@@ -711,12 +732,23 @@ int store_quarantine(struct store *s, const uint8_t id[16], int64_t attempt_id, 
 	s->counts.quarantines++;
 	struct answer *a = answer_new(s, run_persist, arg);
 	SET_FN(a, fn);
-	struct fake_row *r = find(s, id);
-	if (!s->writable) {
-		a->code = ST_UNAVAILABLE;
-		a->class = PG_CLASS_CONNECTION;
-	} else if (r != NULL && r->attempt == attempt_id && r->owner != 0) {
+	struct fake_row *r = fenced_row(s, id, attempt_id, s->quarantine_poisoned, a);
+	if (r != NULL)
 		r->due_at = TIME_NEVER;
+	return 0;
+}
+
+int store_hold(struct store *s, const uint8_t id[16], int64_t attempt_id, int64_t lease_us, store_persist_fn *fn, void *arg)
+{
+	if (s->closed)
+		return ST_CLOSED;
+	s->counts.holds++;
+	struct answer *a = answer_new(s, run_persist, arg);
+	SET_FN(a, fn);
+	struct fake_row *r = fenced_row(s, id, attempt_id, s->hold_poisoned, a);
+	if (r != NULL) {
+		r->owner = s->epoch;
+		r->lease_until = sys_wall_us() + lease_us;
 	}
 	return 0;
 }

@@ -66,13 +66,15 @@ void fake_store_fail_persist(struct store *s, unsigned n, enum pg_class class, b
 void fake_store_fail_claim(struct store *s, unsigned n, enum pg_class class, bool executed);
 /* The next n results meet someone who writes their row at this very moment. */
 void fake_store_disturb(struct store *s, unsigned n);
-/* A persist that contains this row fails as our own bug. */
+/* A persist that contains this row fails as our own bug; NULL: no more. */
 void fake_store_poison(struct store *s, const uint8_t id[16]);
+/* So does its quarantine, and the renewal of its lease. */
+void fake_store_poison_more(struct store *s, bool quarantine, bool hold);
 /* The same of a claim; NULL: no more. */
 void fake_store_poison_claim(struct store *s, const uint8_t id[16]);
 
 struct fake_store_counts {
-	unsigned polls, claims, claimed_rows, persists, persisted_rows, releases, quarantines, loads, merges, provider_events, biggest_batch;
+	unsigned polls, claims, claimed_rows, persists, persisted_rows, releases, quarantines, holds, loads, merges, provider_events, biggest_batch;
 	enum event_type last_provider_event;
 	char last_provider_reason[32];
 };

@@ -1122,6 +1122,96 @@ START_TEST(quarantine_waits_for_the_database)
 }
 END_TEST
 
+/* Neither its result nor its quarantine is taken. */
+static struct fake_row *held_row(struct world *w, bool renewable)
+{
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(300));
+	fake_store_poison(w->store, r->id);
+	fake_store_poison_more(w->store, true, !renewable);
+	ck_assert(world_claim(w, r));
+	fake_loop_run_for(w->loop, SECONDS(5));
+	ck_assert(refresh_has(w->refresh, r->id));
+	return r;
+}
+
+START_TEST(answered_row_that_takes_no_write_at_all_stays_in_hand_and_leased)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = held_row(w, true);
+	for (int i = 0; i < 3600; i++) {
+		fake_loop_run_for(w->loop, SECONDS(1));
+		ck_assert(refresh_has(w->refresh, r->id)); /* so we do not claim it */
+		ck_assert_int_gt(r->lease_until, sys_wall_us()); /* nor does anybody else */
+	}
+	ck_assert_uint_eq(w->sent, 1);
+	ck_assert_uint_le(fake_store_counts(w->store)->holds, 300);
+	ck_assert_uint_eq(world_logged(w, "refresh.held"), 1);
+	struct fake_row *other = world_add(w, "c2", 0, SECONDS(300));
+	ck_assert(world_claim(w, other));
+	world_settle(w);
+	ck_assert_int_eq(other->refreshes, 1);
+	fake_store_poison(w->store, NULL); /* its token is written, without a restart */
+	fake_loop_run_for(w->loop, MINUTES(1));
+	ck_assert_int_eq(r->refreshes, 1);
+	ck_assert(world_token_is_live(w, r));
+	ck_assert(!refresh_has(w->refresh, r->id));
+	size_t n;
+	ck_assert_ptr_null(fake_journal_open_record(0, NULL, &n));
+	world_end(w);
+}
+END_TEST
+
+START_TEST(held_row_that_can_be_set_aside_later_is)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = held_row(w, false);
+	fake_loop_run_for(w->loop, MINUTES(30));
+	ck_assert(refresh_has(w->refresh, r->id));
+	fake_store_poison_more(w->store, false, false);
+	fake_loop_run_for(w->loop, MINUTES(1));
+	ck_assert_int_eq(r->due_at, TIME_NEVER);
+	ck_assert(!refresh_has(w->refresh, r->id));
+	size_t n;
+	ck_assert_ptr_nonnull(fake_journal_open_record(0, NULL, &n));
+	world_end(w);
+}
+END_TEST
+
+START_TEST(held_row_does_not_hold_up_a_start_and_is_held_by_it)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = held_row(w, true);
+	world_kill(w, true);
+	fake_loop_run_for(w->loop, SECONDS(5));
+	ck_assert(refresh_replayed(w->refresh));
+	ck_assert_uint_eq(w->replayed, 1);
+	ck_assert(refresh_has(w->refresh, r->id));
+	ck_assert_int_eq(r->owner, store_epoch(w->store)); /* else it would be freed with the other leases of the earlier life */
+	fake_loop_run_for(w->loop, MINUTES(10));
+	ck_assert_int_gt(r->lease_until, sys_wall_us());
+	ck_assert_uint_eq(w->sent, 1);
+	fake_store_poison(w->store, NULL);
+	fake_loop_run_for(w->loop, MINUTES(1));
+	ck_assert_int_eq(r->refreshes, 1);
+	ck_assert(world_token_is_live(w, r));
+	world_end(w);
+}
+END_TEST
+
+START_TEST(held_row_gives_way_to_an_import)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = held_row(w, true);
+	fake_store_import(w->store, r, "rt-imported-0", sys_wall_us() + SECONDS(1000), sys_wall_us() + SECONDS(2000));
+	fake_store_poison(w->store, NULL);
+	fake_loop_run_for(w->loop, MINUTES(1));
+	ck_assert(!refresh_has(w->refresh, r->id));
+	ck_assert_int_eq(r->owner, 0);
+	ck_assert_int_eq(r->orphans, 1);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(long_outage_with_answers_in_hand_loses_and_repeats_nothing)
 {
 	struct world *w = start(STRICT);
@@ -1212,6 +1302,36 @@ START_TEST(row_that_cannot_be_claimed_does_not_hold_up_the_end)
 }
 END_TEST
 
+START_TEST(drain_leaves_a_held_row_to_the_journal)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = held_row(w, true);
+	refresh_drain(w->refresh, on_drained, w);
+	fake_loop_run_for(w->loop, SECONDS(2));
+	ck_assert(w->drained);
+	ck_assert_int_gt(r->lease_until, sys_wall_us());
+	size_t n;
+	ck_assert_ptr_nonnull(fake_journal_open_record(0, NULL, &n));
+	world_end(w);
+}
+END_TEST
+
+START_TEST(drain_keeps_a_held_row_that_only_memory_knows)
+{
+	struct world *w = start(STRICT);
+	fake_journal_fail_append(ST_IO);
+	struct fake_row *r = held_row(w, true);
+	refresh_drain(w->refresh, on_drained, w);
+	fake_loop_run_for(w->loop, SECONDS(10));
+	ck_assert(!w->drained);
+	fake_store_poison(w->store, NULL);
+	fake_loop_run_for(w->loop, MINUTES(1));
+	ck_assert(w->drained);
+	ck_assert_int_eq(r->refreshes, 1);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(drain_of_nothing_is_told_in_a_later_turn)
 {
 	struct world *w = start(STRICT);
@@ -1280,9 +1400,15 @@ Suite *unit_suite(void)
 	unit_add(t, row_that_cannot_be_claimed_does_not_hold_up_the_end);
 	unit_add(t, row_that_others_keep_locked_waits_alone);
 	unit_add(t, quarantine_waits_for_the_database);
+	unit_add(t, answered_row_that_takes_no_write_at_all_stays_in_hand_and_leased);
+	unit_add(t, held_row_that_can_be_set_aside_later_is);
+	unit_add(t, held_row_does_not_hold_up_a_start_and_is_held_by_it);
+	unit_add(t, held_row_gives_way_to_an_import);
 	unit_add(t, long_outage_with_answers_in_hand_loses_and_repeats_nothing);
 	unit_add(t, unwritten_answers_count_against_the_limit);
 	unit_add(t, drain_finishes_what_is_out_and_releases_what_is_not);
+	unit_add(t, drain_leaves_a_held_row_to_the_journal);
+	unit_add(t, drain_keeps_a_held_row_that_only_memory_knows);
 	unit_add(t, drain_of_nothing_is_told_in_a_later_turn);
 	suite_add_tcase(s, t);
 	return s;

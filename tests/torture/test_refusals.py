@@ -198,6 +198,54 @@ def poisoned(tap, world):
 		well_again(tap, world, v, realm)
 
 
+BLOCK = """CREATE FUNCTION watch.block() RETURNS trigger LANGUAGE plpgsql AS
+	'BEGIN RAISE EXCEPTION USING ERRCODE = ''23514'', MESSAGE = ''no''; END';
+	CREATE TRIGGER block BEFORE UPDATE ON refreshd.schedule FOR EACH ROW WHEN (OLD.connection_id = '%s' AND OLD.lease_owner IS NOT NULL AND %s)
+	EXECUTE FUNCTION watch.block();"""
+
+
+def held(tap, world):
+	"""A row that takes neither its result nor its quarantine: nobody presents its token again, whatever becomes of its lease."""
+	for name, when in (("rheld", "(NEW.lease_owner IS NULL OR NEW.due_at = 'infinity')"), ("rstone", "true")):
+		v = loaded(world, name, life=LIFE)
+		row = v.sql("SELECT connection_id FROM refreshd.credential LIMIT 1")
+		family = int(v.sql("SELECT substr(consumer_id, 2) FROM refreshd.connection WHERE connection_id = '%s'" % row))
+		v.sql(BLOCK % (row, when))
+		wait_until("the row to be held", lambda: v.logged("refresh.held"), LIFE + 10)
+		used = presented(world, name, family)
+		if name == "rheld":
+			renewed_and_left_alone(tap, v, row)
+		else:  # not even its lease can be renewed: it ran out
+			run_out(v, row)
+		others_go_on(tap, v, row)
+		tap.equal("%s: its token is not presented again" % name, presented(world, name, family), used)
+		tap.equal("%s: it stops with 0" % name, v.stop(), 0)
+		v.start()
+		wait_until("it to be held again after a restart", lambda: len(v.logged("refresh.held")) == 2, 20)
+		others_go_on(tap, v, row)
+		tap.equal("%s: nor after a restart" % name, presented(world, name, family), used)
+		tap.equal("%s: what cannot be freed is told, and kept nobody from starting" % name, len(v.logged("daemon.recover_refused")), int(name == "rstone"))
+		v.sql("DROP TRIGGER block ON refreshd.schedule")
+		wait_until("its answer to be written without a restart", lambda: v.count("refreshd.schedule WHERE connection_id = '%s'"
+			" AND lease_owner IS NULL" % row) == 1, 40)
+		well_again(tap, world, v, name, 30)
+
+
+def presented(world, realm, family):
+	return len([x for x in world.sim.ledger(realm) if x["family"] == family])
+
+
+def run_out(v, row):
+	v.sql("ALTER TABLE refreshd.schedule DISABLE TRIGGER block; UPDATE refreshd.schedule SET lease_until = now() - interval '1 s' WHERE connection_id = '%s';"
+		" ALTER TABLE refreshd.schedule ENABLE TRIGGER block" % row)
+
+
+def renewed_and_left_alone(tap, v, row):
+	run_out(v, row)
+	wait_until("its lease to be renewed", lambda: v.count("refreshd.schedule WHERE connection_id = '%s' AND lease_until > now()" % row) == 1, 45)
+	tap.check("its lease is renewed", True)
+
+
 def unreadable(tap, world):
 	"""XX001: one row cannot even be claimed (a damaged page). The rest of its batch is, and the row is not asked for all the time."""
 	v = loaded(world, "rdamaged", life=LIFE)
@@ -338,7 +386,7 @@ def waited_too_long(tap, world, v):
 	wait_until("ready again", v.ready, 20)
 
 
-SCENARIOS = [too_many_connections, rows_locked, deadlocks, strict_isolation, too_slow, poisoned, unreadable, server_disk_full, bouncer]
+SCENARIOS = [too_many_connections, rows_locked, deadlocks, strict_isolation, too_slow, poisoned, held, unreadable, server_disk_full, bouncer]
 
 
 def main():
