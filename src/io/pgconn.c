@@ -21,6 +21,8 @@
 #define CONN_MAGIC 0x5047434eu
 #define TX_MAGIC 0x50475458u
 #define PROVEN_AFTER_US (10 * US_PER_S)
+#define REPLAN_FIRST_US US_PER_S
+#define REPLAN_MAX_US (10 * 60 * US_PER_S)
 
 /* A statement known to this connection. After a failure its name is never used again (the server may or may
  * not hold it): the next generation gets a new one. */
@@ -53,6 +55,7 @@ struct pgconn {
 	bool read_only; /* takes nothing any more, reads what is in flight */
 	bool committed;
 	int64_t since_us;
+	int64_t replan_us; /* mono */
 	char ended_with[6]; /* SQLSTATE of the server's last words */
 	struct fault why;
 };
@@ -520,6 +523,7 @@ int pgconn_new(struct loop *l, struct pg_conn *conn, const struct pgconn_params 
 	c->owner = owner;
 	c->tail = &c->first;
 	c->since_us = sys_mono_us();
+	c->replan_us = c->since_us + REPLAN_FIRST_US;
 	(void)PQsetNoticeReceiver(conn, on_notice, c);
 	loop_task_init(&c->bury, on_bury, c);
 	c->stall = loop_timer_new(l, on_stall, c);
@@ -567,6 +571,16 @@ unsigned pgconn_in_flight(const struct pgconn *c)
 bool pgconn_is_proven(const struct pgconn *c)
 {
 	return c->committed || sys_mono_us() - c->since_us > PROVEN_AFTER_US;
+}
+
+bool pgconn_wants_plans(struct pgconn *c)
+{
+	int64_t now = sys_mono_us();
+	if (!c->params.prepare || now < c->replan_us)
+		return false;
+	int64_t age = now - c->since_us;
+	c->replan_us = now + (age < REPLAN_MAX_US ? age : REPLAN_MAX_US);
+	return true;
 }
 
 bool pgconn_is_silent(const struct pgconn *c)

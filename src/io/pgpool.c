@@ -177,10 +177,29 @@ static void on_wait_timer(void *arg)
 
 /* ---- from the queue to a connection */
 
+static void on_plans_forgotten(void *arg, const struct pgtx_result *r)
+{
+	(void)arg;
+	(void)r; /* without it the old plans go on */
+}
+
+static void forget_plans(struct pgconn *c)
+{
+	static const struct pgstmt forget = {"forget_plans", "DISCARD PLANS"};
+	struct pgtx *t = pgtx_new();
+	pgtx_add(t, &forget, NULL);
+	t->fn = on_plans_forgotten;
+	if (pgconn_submit(c, t) != 0)
+		pgtx_release(t);
+}
+
+/* Looked at while it is looked for, not by a timer: a connection that has nothing to do needs no plans. */
 static struct pgconn *least_busy(const struct pgpool *p)
 {
 	struct pgconn *best = NULL;
 	for (unsigned i = 0; i < p->n_conns; i++) {
+		if (pgconn_has_room(p->conns[i]) && pgconn_wants_plans(p->conns[i]))
+			forget_plans(p->conns[i]);
 		if (!pgconn_has_room(p->conns[i]))
 			continue;
 		if (best == NULL || pgconn_in_flight(p->conns[i]) < pgconn_in_flight(best))

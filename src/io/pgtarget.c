@@ -226,9 +226,10 @@ static int add_session_options(struct pgtarget *t, const struct pgtarget_params 
 {
 	const struct option *given = find_option(t, "options");
 	struct buf b = BUF_INIT_SECRET(VALUE_MAX);
-	/* No statement of ours runs for as long as compiling it would take. And what it says is committed must outlive a crash, whatever the
-	 * default of the role or the database is: a journal's record is done then. */
-	int rc = buf_puts(&b, "-c timezone=UTC -c jit=off -c synchronous_commit=on");
+	/* No statement of ours runs for as long as compiling it would take. All of them go by a key or in the order of an index: the planner,
+	 * without statistics of a table that grew a moment ago, would rather collect all of it by bitmaps and sort. And what is said to be
+	 * committed must outlive a crash, whatever the default of the role or the database is: a journal's record is done then. */
+	int rc = buf_puts(&b, "-c timezone=UTC -c jit=off -c enable_bitmapscan=off -c synchronous_commit=on");
 	if (rc == 0 && p->statement_timeout_us > 0) {
 		int64_t ms = p->statement_timeout_us / US_PER_MS;
 		ms = ms > 0 ? ms : 1;

@@ -40,15 +40,16 @@ static const struct pgstmt SQL_FANOUT = {
 	" SELECT count(*) FROM c",
 };
 
+/* In a form that the index of the waiting ones does not know: a row whose key is at hand is to be found by it, and not among everything
+ * that waits for its endpoint. */
+#define UNDONE "coalesce(d.done_at, 'infinity') = 'infinity'"
 #define FREE_LEASE "(d.lease_until IS NULL OR d.lease_until <= now())"
 #define ROOMS                                                                                                     \
 	"WITH ep AS MATERIALIZED (SELECT t.* FROM unnest($1::text[], $2::int[], $3::boolean[])"                   \
 	" AS t (endpoint_id, room, ailing) WHERE NOT EXISTS (SELECT 1 FROM refreshd.webhook_endpoint w"           \
 	" WHERE w.endpoint_id = t.endpoint_id AND w.disabled_at IS NOT NULL))"
 
-/* Candidates by one index probe for each endpoint; ranked so that no endpoint takes all; then locked and taken. The lock
- * asks for done_at in a form that the index of the waiting ones does not know: each row is to be found by its key, and not
- * among everything that waits for its endpoint. */
+/* Candidates by one index probe for each endpoint; ranked so that no endpoint takes all; then locked and taken. */
 static const struct pgstmt SQL_CLAIM = {
 	"webhook_claim",
 	ROOMS
@@ -62,7 +63,7 @@ static const struct pgstmt SQL_CLAIM = {
 	" (PARTITION BY ailing ORDER BY rank, due_at) AS place FROM due) p WHERE NOT ailing OR place <= $6"
 	" ORDER BY ailing, rank, due_at LIMIT $5),"
 	" l AS MATERIALIZED (SELECT d.event_id, d.endpoint_id FROM refreshd.delivery d JOIN pick USING (event_id, endpoint_id)"
-	" WHERE coalesce(d.done_at, 'infinity') = 'infinity' AND d.due_at <= now() AND " FREE_LEASE
+	" WHERE " UNDONE " AND d.due_at <= now() AND " FREE_LEASE
 	" FOR NO KEY UPDATE OF d SKIP LOCKED),"
 	" u AS (UPDATE refreshd.delivery d SET attempt = d.attempt + 1, lease_owner = $7,"
 	" lease_until = now() + $8::bigint * interval '1 microsecond' FROM l"
@@ -95,7 +96,7 @@ static const struct pgstmt SQL_RECORD = {
 	" done_at = CASE WHEN r.delivered OR r.next_due_at = 'infinity' THEN now() END,"
 	" delivered = CASE WHEN r.delivered THEN true WHEN r.next_due_at = 'infinity' THEN false END,"
 	" last_status = r.status, last_error = r.error, last_duration_ms = r.duration_ms FROM r"
-	" WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.done_at IS NULL"
+	" WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND " UNDONE
 	" AND (r.delivered OR (d.attempt = r.attempt AND d.lease_owner = $10))),"
 	" s AS (SELECT endpoint_id, bool_or(delivered) AS good, bool_or(NOT delivered) AS bad, bool_or(gone) AS gone"
 	" FROM r GROUP BY endpoint_id ORDER BY endpoint_id),"
@@ -122,7 +123,7 @@ static const struct pgstmt SQL_RELEASE = {
 	"UPDATE refreshd.delivery d SET lease_owner = NULL, lease_until = NULL, attempt = d.attempt - 1"
 	" FROM unnest($1::uuid[], $2::text[], $3::int[]) AS r (event_id, endpoint_id, attempt)"
 	" WHERE d.event_id = r.event_id AND d.endpoint_id = r.endpoint_id AND d.attempt = r.attempt AND d.lease_owner = $4"
-	" AND d.done_at IS NULL",
+	" AND " UNDONE,
 };
 static const struct pgstmt SQL_DISABLED = {
 	"webhook_disabled",

@@ -450,6 +450,39 @@ START_TEST(a_schema_change_replans)
 }
 END_TEST
 
+STMT(by_key, "select count(*) from grown where id = $1");
+
+static void look_up(void)
+{
+	struct outcome o;
+	struct pgargs *a = pgargs_new();
+	pgargs_i32(a, 3);
+	ck_assert_int_eq(world_query(&by_key, a, &o), PG_CLASS_OK);
+	ck_assert_int_eq(o.first, 1);
+}
+
+static bool is_looked_up_by_key(void *arg)
+{
+	(void)arg;
+	look_up();
+	return strtol(pgcluster_sql(world.cluster, "select idx_scan from pg_stat_user_tables where relname = 'grown'"), NULL, 10) > 0;
+}
+
+/* Nobody analyses it, so that the server would keep the plan of the few rows for ever. */
+START_TEST(a_plan_is_made_anew_for_a_table_that_grew)
+{
+	pgcluster_sql(world.cluster,
+		"drop table if exists grown; create table grown (id int primary key) with (autovacuum_enabled = off);"
+		" insert into grown select generate_series(1, 5)");
+	pgcluster_sql(world.cluster, "vacuum analyze grown");
+	world_pool(NULL, 1, 0, false);
+	for (int i = 0; i < 10; i++)
+		look_up();
+	pgcluster_sql(world.cluster, "insert into grown select generate_series(6, 50000)");
+	world_wait("a look-up by the key", is_looked_up_by_key, NULL);
+}
+END_TEST
+
 /* ---- LISTEN */
 
 static unsigned missed, payloads;
@@ -543,7 +576,7 @@ STMT(settings,
 	"select (current_setting('statement_timeout') = '7s' and current_setting('lock_timeout') = '3500ms' "
 	"and "
 	"current_setting('idle_in_transaction_session_timeout') = '8s' and current_setting('timezone') = "
-	"'UTC' and "
+	"'UTC' and current_setting('jit') = 'off' and current_setting('enable_bitmapscan') = 'off' and "
 	"current_setting('client_encoding') = 'UTF8' and current_setting('application_name') = 'pgtest' and "
 	"current_setting('work_mem') = '3MB')::int");
 STMT(durable, "select (current_setting('synchronous_commit') = 'on')::int");
@@ -590,6 +623,7 @@ Suite *unit_suite(void)
 	unit_add(tc, a_second_try_does_not_rely_on_others);
 	unit_add(tc, a_forgotten_statement_is_prepared_again);
 	unit_add(tc, a_schema_change_replans);
+	unit_add(tc, a_plan_is_made_anew_for_a_table_that_grew);
 	unit_add(tc, notifications_arrive_also_after_a_reconnection);
 	unit_add(tc, pgbouncer_in_transaction_mode);
 	unit_add(tc, the_session_is_bounded);
