@@ -8,6 +8,7 @@
 #include <sysexits.h>
 
 #include "base/buf.h"
+#include "base/mem.h"
 #include "base/status.h"
 #include "daemon.h"
 #include "dev.h"
@@ -130,6 +131,7 @@ static int with_config(const struct call *c)
 int main(int argc, char **argv)
 {
 	struct call c = { 0 };
+	mem_keep_freed();
 	int code = parse(argc, argv, &c);
 	if (code >= 0)
 		return code;

@@ -7,6 +7,7 @@
 #include "base/mem.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include <unistd.h>
 
 #define SMALL ((size_t)1024)
+#define KEPT_BYTES (8 << 20)
 
 static _Noreturn void die(const char *text, size_t n)
 {
@@ -107,6 +109,16 @@ char *mem_printf(const char *fmt, ...)
 	if (n < 0 || s == NULL)
 		die_no_memory();
 	return s;
+}
+
+void mem_keep_freed(void)
+{
+#ifdef M_TRIM_THRESHOLD
+	/* glibc gives back what is beyond 128 kB at the top, and a batch of requests makes it ask for that again, page by page. Told one
+	 * limit, it stops to adapt the other to what it sees: so that is said as well. */
+	ALWAYS(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) == 1);
+	ALWAYS(mallopt(M_MMAP_THRESHOLD, KEPT_BYTES / 2) == 1);
+#endif
 }
 
 void mem_free(void *p)

@@ -21,6 +21,8 @@ char *mem_strndup(const char *s, size_t n) RETURNS_NONNULL;
 char *mem_printf(const char *fmt, ...) __attribute__((format(printf, 1, 2), returns_nonnull, warn_unused_result));
 void mem_free(void *p);						/* NULL is fine */
 void mem_wipe(void *p, size_t n);				/* not optimised away */
+/* Once, first of all: what a batch gives back stays with the process for the next one, a few megabytes at most. */
+void mem_keep_freed(void);
 
 /* An invariant of our own code; stays on in release builds. Never for input, peers, disk or database. */
 #define ALWAYS(expr) ((expr) ? (void)0 : always_failed(#expr, __FILE__, __LINE__, __func__))
