@@ -21,7 +21,6 @@
 
 #define FANOUT_BATCH 200
 #define RECORD_BATCH 256
-#define AILING_SHARE 4                  /* all ailing endpoints together: one part in so many */
 #define LEASE_MARGIN_US (60 * US_PER_S) /* of the lease over the request: for recording it */
 #define AGAIN_US US_PER_S               /* the shortest wait for what is due already and could not be had */
 #define PAUSE_BASE_US (500 * US_PER_MS)
@@ -198,7 +197,7 @@ static void on_claimed(void *arg, int code, const struct store_delivery *v, size
 
 static size_t rooms(const struct webhook *w, struct store_room *v, unsigned *ailing_limit)
 {
-	unsigned ailing_in_hand = 0, share = w->conf->delivery.max_in_flight / AILING_SHARE;
+	unsigned ailing_in_hand = 0, share = w->conf->delivery.max_in_flight / PLACES_SHARE;
 	if (share == 0)
 		share = 1;
 	for (const struct target *t = w->targets; t != NULL; t = t->next) {

@@ -11,6 +11,7 @@
 
 #define PER_ENDPOINT 4		  /* requests at one receiver at once */
 #define PER_QUICK_ENDPOINT 16	  /* at one whose window is full: it has answered hundreds in a row, each within a second */
+#define PLACES_SHARE 4		  /* of all places one part in so many: to all ailing endpoints together, and at most to a quick one */
 #define AILING_AFTER PER_ENDPOINT /* failures in a row: a full set of places */
 #define WINDOW_MAX 252		  /* claimed for one receiver beyond its places */
 #define AHEAD_MAX 2048		  /* waiting, of all receivers, before nobody is claimed for beyond the places */

@@ -5,7 +5,7 @@
  * A claim and a record cost a commit each, so a receiver that answers quickly gets more claimed than may be
  * under way there at once: its window grows with each success up to WINDOW_MAX and shrinks with what fails or
  * is slow. Places are given out here and nowhere else: PER_ENDPOINT requests at one receiver, up to
- * PER_QUICK_ENDPOINT as its window grows, one where all fails. What cannot be sent any more is given back unsent.
+ * PER_QUICK_ENDPOINT (and its share of all) as its window grows, one where all fails. What cannot be sent any more is given back unsent.
  * Must not touch the database.
  */
 #include "service/webhook_priv.h"
@@ -62,19 +62,22 @@ bool webhook_queue_ailing(const struct target *t)
 	return t->failures >= AILING_AFTER;
 }
 
-static unsigned places(const struct target *t)
+/* It may begin to hang with all of them, and its requests then last as long as any may: the others need theirs. */
+static unsigned places(const struct webhook *w, const struct target *t)
 {
-	unsigned more = t->window * (PER_QUICK_ENDPOINT - PER_ENDPOINT) / WINDOW_MAX;
+	unsigned most = w->conf->delivery.max_in_flight / PLACES_SHARE;
+	most = most < PER_ENDPOINT ? PER_ENDPOINT : most > PER_QUICK_ENDPOINT ? PER_QUICK_ENDPOINT : most;
+	unsigned more = t->window * (most - PER_ENDPOINT) / WINDOW_MAX;
 	return webhook_queue_ailing(t) ? 1 : PER_ENDPOINT + more;
 }
 
 unsigned webhook_queue_room(const struct webhook *w, const struct target *t)
 {
-	unsigned most = places(t);
+	unsigned most = places(w, t);
 	if (!webhook_queue_ailing(t) && w->ahead < AHEAD_MAX)
 		most += t->window;
 	/* What is beyond the places is claimed by halves: few large claims instead of many small ones. */
-	if (t->in_hand >= places(t) && t->in_hand > most / 2)
+	if (t->in_hand >= places(w, t) && t->in_hand > most / 2)
 		return 0;
 	return t->in_hand < most ? most - t->in_hand : 0;
 }
@@ -160,7 +163,7 @@ void webhook_queue_send(struct webhook *w)
 {
 	for (struct target *t = w->targets; t != NULL && w->ahead > 0; t = t->next) {
 		bool good = may_send(w, t);
-		while (good && t->waiting.n > 0 && t->in_flight < places(t)) {
+		while (good && t->waiting.n > 0 && t->in_flight < places(w, t)) {
 			if (w->sending.n >= w->conf->delivery.max_in_flight) {
 				targets_rotate(w, t); /* it is first next time */
 				return;

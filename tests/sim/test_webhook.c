@@ -578,6 +578,25 @@ END_TEST
 
 /* ---------------------------------------------------------------- dead receivers */
 
+/* How long others wait is set by how many places it has at the moment when it begins to hang. */
+START_TEST(a_quick_receiver_that_hangs_leaves_places_where_there_are_few)
+{
+	start("delivery: {max_in_flight: 16}", TWO ONE);
+	post_many(600);
+	fake_loop_run_for(t.loop, 10 * US_PER_S);
+	ck_assert_uint_eq(fake_outbox_count(t.store, "config:two", true), 600);
+	strcpy(t.dead, "two");
+	post_many(50);
+	fake_loop_run_for(t.loop, US_PER_S);
+	ck_assert_uint_eq(fake_outbox_count(t.store, "config:one", true), 650);
+	for (unsigned i = 0; i < 19; i++) {
+		post_many(1);
+		fake_loop_run_for(t.loop, US_PER_S);
+		ck_assert_uint_eq(fake_outbox_count(t.store, "config:one", true), 651 + i);
+	}
+}
+END_TEST
+
 START_TEST(a_dead_receiver_delays_nobody)
 {
 	start("", ONE TWO);
@@ -1035,6 +1054,7 @@ Suite *unit_suite(void)
 	unit_add(c, no_more_at_once_than_configured_and_each_gets_its_turn);
 	unit_add(c, a_dead_receiver_delays_nobody);
 	unit_add(c, many_dead_receivers_leave_places_for_the_living);
+	unit_add(c, a_quick_receiver_that_hangs_leaves_places_where_there_are_few);
 	unit_add(c, a_receiver_that_comes_back_gets_its_places_back);
 	unit_add(c, gone_switches_the_endpoint_off);
 	unit_add(c, five_days_of_only_failures_switch_off);
