@@ -115,7 +115,9 @@ static void ask(struct api_call *c, api_fn *again)
 	struct api_asking *x = mem_alloc(sizeof *x);
 	*x = (struct api_asking){ .next = a->asking, .api = a, .stranger = stranger };
 	memcpy(x->hash, c->key_hash, sizeof x->hash);
-	if (!api_can_ask(a) || store_key_of(a->parts.store, x->hash, on_key, x) != 0) {
+	/* Who has waited for a refresh is served to the end, also while we end. */
+	bool may_ask = again != NULL || api_can_ask(a);
+	if (!may_ask || store_key_of(a->parts.store, x->hash, on_key, x) != 0) {
 		mem_free(x);
 		api_fail_away(c);
 		return;

@@ -527,6 +527,7 @@ def drain(tap, world):
 	tap.equal("the daemon ends well", v.wait(), 0)
 	world.sim.realm("a", delay_ms=0)
 	tap.equal("what was answered is stored", v.rows()["c1"]["refreshes"], 1)
+	token_while_draining(tap, world)
 	v, c = open_vault(world, "cut")
 	c.post(path + "/import", body_of(tokens(world)[0]))
 	world.sim.realm("a", delay_ms=1000)
@@ -536,6 +537,22 @@ def drain(tap, world):
 		world.pg.stop("immediate")
 		world.pg.start()
 		tap.equal("a wait outlives the database", answer.result().status, 200)
+	world.sim.realm("a", delay_ms=0)
+
+
+def token_while_draining(tap, world):
+	"""Its key has to be asked for again: the wait is longer than a key is trusted without."""
+	v, c = open_vault(world, "last")
+	path = connection_path("a")
+	world.sim.realm("a", delay_ms=4500)
+	tap.equal("imported", c.post(path + "/import", body_of(tokens(world)[0], expires_in=60, issued_at=iso(-7200))).status, 200)
+	with concurrent.futures.ThreadPoolExecutor(1) as pool:
+		answer = pool.submit(c.get, path + "/credentials")
+		wait_until("the request to be out", lambda: world.sim.stats("a")["in_flight"] > 0)
+		v.signal(15)
+		a = answer.result()
+		tap.equal("who waited for a token through the drain gets it", (a.status, a.json.get("message")), (200, None))
+	tap.equal("the daemon ends well behind it", v.wait(), 0)
 	world.sim.realm("a", delay_ms=0)
 
 
