@@ -476,27 +476,53 @@ def all_at_once(tap, world):
 	tap.equal("a drain ends well", v.stop(), 0)
 
 
+def groups_in_order(tap, world):
+	"""Two daemons, or a daemon and somebody else, that make the same rows wait for each other and never for ever: each makes them in order."""
+	v, c = open_vault(world, "order", api={"rate": "unlimited"})
+	v.sql("""CREATE TABLE watch.made (n bigserial, xid bigint DEFAULT txid_current(), slot int, connection_id uuid);
+		CREATE FUNCTION watch.note_made() RETURNS trigger LANGUAGE plpgsql AS
+			'BEGIN INSERT INTO watch.made (slot, connection_id) VALUES (NEW.slot, NEW.connection_id); RETURN NEW; END';
+		CREATE TRIGGER made BEFORE INSERT ON refreshd.schedule FOR EACH ROW EXECUTE FUNCTION watch.note_made();""")
+	given = tokens(world, n=60)
+	c.get(PATH)
+	held = lock(world, v, "refreshd.schedule")
+	with concurrent.futures.ThreadPoolExecutor(60) as pool:
+		before = accepted(v.api_port)
+		answers = [pool.submit(c.but(consumer="o%d" % i).post, PATH + "/import", body_of(t)) for i, t in enumerate(given)]
+		wait_until("all to be there", lambda: accepted(v.api_port) >= before + 60, 10)
+		held.communicate("COMMIT;\n", timeout=10)
+		tap.equal("all are imported", {a.result().status for a in answers}, {200})
+	largest = int(v.sql("SELECT max(n) FROM (SELECT count(*) AS n FROM watch.made GROUP BY xid) x"))
+	tap.check("the largest group has %d" % largest, largest >= 10)
+	tap.equal("each group is made in the order of its keys", v.count("(SELECT (slot, connection_id) < lag((slot, connection_id)) OVER"
+		" (PARTITION BY xid ORDER BY n) AS back FROM watch.made) x WHERE back"), 0)
+
+
 # ---------------------------------------------------------------- invented keys
 
 def lock_keys(world, v):
 	"""Nobody can look up a key until .communicate("COMMIT;")."""
-	lock = subprocess.Popen([os.path.join(world.pg.bindir, "psql"), "-X", "-q", "-A", "-t", "-d", world.pg.url(v.dbname)], stdin=subprocess.PIPE,
+	return lock(world, v, "refreshd.api_key")
+
+
+def lock(world, v, what):
+	session = subprocess.Popen([os.path.join(world.pg.bindir, "psql"), "-X", "-q", "-A", "-t", "-d", world.pg.url(v.dbname)], stdin=subprocess.PIPE,
 		stdout=subprocess.PIPE, text=True)
-	lock.stdin.write("BEGIN; LOCK TABLE refreshd.api_key; SELECT 'locked';\n")
-	lock.stdin.flush()
-	while "locked" not in lock.stdout.readline():
+	session.stdin.write("BEGIN; LOCK TABLE %s; SELECT 'locked';\n" % what)
+	session.stdin.flush()
+	while "locked" not in session.stdout.readline():
 		pass
-	return lock
+	return session
 
 
 def invented_keys(tap, world):
 	v, c = open_vault(world, "invented", api={"rate": "unlimited"})
 	c.post(PATH + "/import", body_of(tokens(world)[0]))
-	lock = lock_keys(world, v)
+	held = lock_keys(world, v)
 	with concurrent.futures.ThreadPoolExecutor(100) as pool:
 		answers = [pool.submit(c.but(key="invented-%d" % i).get, PATH) for i in range(100)]
 		wait_until("most to be sent away", lambda: sum(a.done() for a in answers) >= 36, 10)
-		lock.communicate("COMMIT;\n", timeout=10)
+		held.communicate("COMMIT;\n", timeout=10)
 		counts = collections.Counter(a.result().status for a in answers)
 	tap.check("no more than 64 are looked up at once, the others come again later", counts[503] >= 36 and set(counts) <= {401, 503}, counts)
 	tap.equal("a good key goes on", c.get(PATH).status, 200)
@@ -516,16 +542,59 @@ def one_new_key(tap, world):
 	v, c = open_vault(world, "newkey", api={"rate": "unlimited"})
 	c.post(PATH + "/import", body_of(tokens(world)[0]))
 	one, poor = new_key(v, "app"), new_key(v, "app", ["webhooks:write"])
-	lock = lock_keys(world, v)
+	held = lock_keys(world, v)
 	with concurrent.futures.ThreadPoolExecutor(120) as pool:
 		answers = [pool.submit(c.but(key=one).get, PATH) for _ in range(100)]
 		refused = [pool.submit(c.but(key=k).get, PATH) for k in ["invented"] * 10 + [poor] * 10]
 		wait_until("all to be there", lambda: accepted(v.api_port) >= 120, 10)
-		lock.communicate("COMMIT;\n", timeout=10)
+		held.communicate("COMMIT;\n", timeout=10)
 		counts = collections.Counter(a.result().status for a in answers)
 		others = collections.Counter(a.result().status for a in refused)
 	tap.equal("all of them are served", counts, {200: 100})
 	tap.equal("what is refused is refused to each", others, {401: 20})
+
+
+def waiting_for(pool, v, key, n, c):
+	"""n calls with one key, all of which have been heard."""
+	before = accepted(v.api_port)
+	answers = [pool.submit(c.but(key=key).get, PATH) for _ in range(n)]
+	wait_until("all to be there", lambda: accepted(v.api_port) >= before + n, 10)
+	return answers
+
+
+def look_ups_that_end_otherwise(tap, world):
+	"""Who waits goes away, the key is revoked meanwhile, the database goes, and so does the daemon."""
+	v, c = open_vault(world, "otherwise", api={"rate": "unlimited"})
+	c.post(PATH + "/import", body_of(tokens(world)[0]))
+	gone, revoked, away, last = (new_key(v, "app") for _ in range(4))
+	held = lock_keys(world, v)
+	with concurrent.futures.ThreadPoolExecutor(60) as pool:
+		left = []
+		for _ in range(50):
+			s = socket.create_connection(("127.0.0.1", v.api_port))
+			s.sendall(("GET %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nx-apideck-app-id: app\r\nx-apideck-consumer-id: c1\r\n\r\n"
+				% (PATH, gone)).encode())
+			left.append(s)
+		stays = waiting_for(pool, v, gone, 3, c)
+		for s in left:
+			s.close()
+		answers = waiting_for(pool, v, revoked, 20, c)
+		held.communicate("UPDATE refreshd.api_key SET revoked_at = now() WHERE key_sha256 = sha256(convert_to('%s', 'UTF8')); COMMIT;\n" % revoked, timeout=10)
+		tap.equal("of many with one key those who stayed are served", [a.result().status for a in stays], [200] * 3)
+		tap.equal("a key that is revoked during its look-up is refused to all", {a.result().status for a in answers}, {401})
+		held = lock_keys(world, v)
+		answers = waiting_for(pool, v, away, 20, c)
+		world.pg.stop("immediate")
+		held.communicate()
+		tap.equal("a look-up that the database takes with it: all are told", {a.result().status for a in answers}, {503})
+		world.pg.start()
+		wait_until("the database to be back", lambda: c.but(key=away).get(PATH).status == 200, 60)
+		held = lock_keys(world, v)
+		answers = waiting_for(pool, v, last, 20, c)
+		v.signal(15)
+		held.communicate("COMMIT;\n", timeout=10)
+		tap.check("a look-up that ends in the drain: all are told", {a.result().status for a in answers} <= {200, 503}, [a.result() for a in answers[:1]])
+	tap.equal("and the daemon ends well", v.wait(), 0)
 
 
 def a_provider_that_hangs(tap, world):
@@ -548,7 +617,7 @@ def a_provider_that_hangs(tap, world):
 	tap.equal("of those that waited all are answered, and the rest was told to come again", counts, {200: 128, 503: n - 128})
 
 
-SCENARIOS = [deleted_while_out, large_list, a_provider_that_hangs, all_at_once, invented_keys, one_new_key, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+SCENARIOS = [deleted_while_out, large_list, a_provider_that_hangs, all_at_once, groups_in_order, invented_keys, one_new_key, look_ups_that_end_otherwise, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():
