@@ -21,6 +21,7 @@
 
 #define FANOUT_BATCH 200
 #define RECORD_BATCH 256
+#define CLAIM_BATCH 256 /* no refresh waits for long behind it on its connection */
 #define LEASE_MARGIN_US (60 * US_PER_S) /* of the lease over the request: for recording it */
 #define AGAIN_US US_PER_S               /* the shortest wait for what is due already and could not be had */
 #define PAUSE_BASE_US (500 * US_PER_MS)
@@ -191,6 +192,7 @@ static void on_claimed(void *arg, int code, const struct store_delivery *v, size
 						      : sys_mono_us() + (wait > AGAIN_US ? wait : AGAIN_US);
 		for (size_t i = 0; i < n; i++)
 			take(w, &v[i]);
+		w->want_claim = w->want_claim || n == CLAIM_BATCH; /* others may still have room */
 	}
 	targets_drop(w);
 }
@@ -225,14 +227,14 @@ static void claim(struct webhook *w)
 		return; /* the next record claims again */
 	if (w->ahead < AHEAD_MAX)
 		most += AHEAD_MAX - w->ahead;
-	unsigned ailing_limit;
+	unsigned limit = most - begun < CLAIM_BATCH ? most - begun : CLAIM_BATCH, ailing_limit;
 	struct store_room *v = mem_calloc(targets_count(w) + 1, sizeof *v);
 	size_t n = rooms(w, v, &ailing_limit);
 	if (n > 0) {
 		w->claim_sent_us = sys_mono_us();
 		w->claim_lease_us = w->conf->delivery.timeout_us + LEASE_MARGIN_US;
 		int e = store_claim_deliveries(
-			w->store, v, n, most - begun, ailing_limit, w->claim_lease_us, on_claimed, w);
+			w->store, v, n, limit, ailing_limit, w->claim_lease_us, on_claimed, w);
 		w->claiming = webhook_call_started(w, e, "claim");
 		w->want_claim = !w->claiming;
 	}

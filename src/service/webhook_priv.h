@@ -10,11 +10,11 @@
 #include "service/webhook.h"
 
 #define PER_ENDPOINT 4		  /* requests at one receiver at once */
-#define PER_QUICK_ENDPOINT 16	  /* at one whose window is full: it has answered hundreds in a row, each within a second */
+#define PER_QUICK_ENDPOINT 16	  /* at one whose window is full: it has answered a thousand in a row, each within a second */
 #define PLACES_SHARE 4		  /* of all places one part in so many: to all ailing endpoints together, and at most to a quick one */
 #define AILING_AFTER PER_ENDPOINT /* failures in a row: a full set of places */
-#define WINDOW_MAX 252		  /* claimed for one receiver beyond its places */
-#define AHEAD_MAX 2048		  /* waiting, of all receivers, before nobody is claimed for beyond the places */
+#define WINDOW_MAX 1008		  /* claimed for one receiver beyond its places */
+#define AHEAD_MAX 4096		  /* waiting, of all receivers, before nobody is claimed for beyond the places */
 
 /* What an endpoint is at one time: never changed, counted, so that an attempt ends as it began. */
 struct endpoint {

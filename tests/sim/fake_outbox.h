@@ -12,7 +12,7 @@
 #include "service/store_webhook.h"
 #include "service/store_webhook_endpoint.h"
 
-#define FAKE_EVENTS 1200
+#define FAKE_EVENTS 2000
 #define FAKE_DELIVERIES 4000
 #define FAKE_ENDPOINTS 128
 

@@ -475,9 +475,9 @@ START_TEST(a_quick_receiver_is_claimed_for_in_large_batches)
 	start("", ONE);
 	fake_outbox_set_delay(t.store, 5 * US_PER_MS);
 	unsigned before = fake_outbox_calls(t.store)->claims;
-	post_many(1000);
+	post_many(1500);
 	fake_loop_run_for(t.loop, US_PER_S);
-	ck_assert_uint_eq(fake_outbox_count(t.store, "config:one", true), 1000);
+	ck_assert_uint_eq(fake_outbox_count(t.store, "config:one", true), 1500);
 	ck_assert_uint_le(fake_outbox_calls(t.store)->claims - before, 60);
 	ck_assert_uint_eq(fake_httpc_peak(t.httpc), 16);
 	ck_assert_uint_eq(webhook_in_flight(t.webhook), 0);
