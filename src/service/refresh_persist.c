@@ -148,7 +148,8 @@ static bool to_be_sent_again(struct attempt *a, int code, enum pg_class class)
 	return true;
 }
 
-/* ---- a row that takes neither its result nor that it is set aside: its token was answered, and nobody may present it */
+/* ---- a row that takes neither its result nor that it is set aside: its token was answered, and nobody may present it. Or one whose
+ * answer is nowhere else. */
 
 #define HELD_PAUSE_US US_PER_S
 #define HELD_PAUSE_MAX_US (30 * US_PER_S)
@@ -157,7 +158,7 @@ void persist_end_held(struct refresh *r)
 {
 	struct attempt_queue stays = { 0 };
 	for (struct attempt *a = queue_take(&r->held); a != NULL; a = queue_take(&r->held)) {
-		if (a->seq == 0) {
+		if (a->seq == 0 && a->reply.status != 0) {
 			queue_push(&stays, a);
 			continue;
 		}
@@ -206,7 +207,7 @@ static void on_held(void *arg, int code, enum pg_class class, const enum store_v
 	r->persisting--;
 	if (!a->was_held)
 		log_error("refresh.held", K_ID(a->id), K_WORD("lease", code == 0 ? "renewed" : pg_class_word(class)),
-			K_TEXT("hint", "the database refuses every write for this row: look at its log; the answer is kept"));
+			K_TEXT("hint", "the database refuses to write its result: look at its log; the answer is kept"));
 	a->was_held = true;
 	wait_held(a);
 	persist_kick(r);
@@ -236,6 +237,10 @@ static void on_quarantined(void *arg, int code, enum pg_class class, const enum 
 	}
 	if (to_be_sent_again(a, code, class))
 		return;
+	if (a->seq == 0 && a->record.result.has_token) { /* the journal did not take it: here is the only copy */
+		hold(a);
+		return;
+	}
 	log_error("refresh.quarantined", K_ID(a->id), K_TEXT("hint", "its result cannot be written; the reply is kept in the journal"));
 	a->record.result.due_at = TIME_NEVER;
 	finish(a, STORE_LOST);

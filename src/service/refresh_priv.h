@@ -18,7 +18,7 @@
 	X(AT_MERGING, "merging")       /* the fence was lost with a token in hand: is it the live one? */ \
 	X(AT_RELEASING, "releasing")   /* nothing was sent; the claim is being given back */   \
 	X(AT_REFUSED, "refused")       /* its claim fails by a fault that is no outage: left alone for a pause */ \
-	X(AT_HELD, "held")	       /* neither its result nor its quarantine can be written: tried again after a pause */ \
+	X(AT_HELD, "held")	       /* its result cannot be written, and it cannot be set aside either: tried again after a pause */ \
 	X(AT_DONE, "done")
 enum attempt_state {
 #define X(id, word) id,
@@ -161,7 +161,7 @@ void attempt_classify(const struct attempt *a, struct grant_result *out);
 void persist_init(struct refresh *r);
 void persist_fini(struct refresh *r);
 void persist_kick(struct refresh *r);
-/* We end: what is held is as well off in the journal; what only memory knows stays. */
+/* We end: what is held is as well off in the journal; an answer that only memory knows stays. */
 void persist_end_held(struct refresh *r);
 /* Is the statement itself at fault? */
 bool persist_is_bug(const struct refresh *r, enum pg_class class);

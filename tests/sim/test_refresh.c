@@ -1198,6 +1198,25 @@ START_TEST(held_row_does_not_hold_up_a_start_and_is_held_by_it)
 }
 END_TEST
 
+START_TEST(answer_that_is_nowhere_else_is_held_although_its_row_is_set_aside)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(300));
+	fake_journal_fail_append(ST_IO);
+	fake_store_poison(w->store, r->id);
+	ck_assert(world_claim(w, r));
+	fake_loop_run_for(w->loop, MINUTES(10));
+	ck_assert_int_eq(r->due_at, TIME_NEVER);
+	ck_assert(refresh_has(w->refresh, r->id));
+	fake_store_poison(w->store, NULL);
+	fake_loop_run_for(w->loop, MINUTES(1));
+	ck_assert_int_eq(r->refreshes, 1);
+	ck_assert(world_token_is_live(w, r));
+	ck_assert(!refresh_has(w->refresh, r->id));
+	world_end(w);
+}
+END_TEST
+
 START_TEST(held_row_gives_way_to_an_import)
 {
 	struct world *w = start(STRICT);
@@ -1316,6 +1335,18 @@ START_TEST(drain_leaves_a_held_row_to_the_journal)
 }
 END_TEST
 
+START_TEST(drain_does_not_wait_for_a_held_row_without_an_answer)
+{
+	struct world *w = start(STRICT);
+	w->mode = ANSWER_CUT_AFTER;
+	(void)held_row(w, true);
+	refresh_drain(w->refresh, on_drained, w);
+	fake_loop_run_for(w->loop, SECONDS(2));
+	ck_assert(w->drained);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(drain_keeps_a_held_row_that_only_memory_knows)
 {
 	struct world *w = start(STRICT);
@@ -1403,11 +1434,13 @@ Suite *unit_suite(void)
 	unit_add(t, answered_row_that_takes_no_write_at_all_stays_in_hand_and_leased);
 	unit_add(t, held_row_that_can_be_set_aside_later_is);
 	unit_add(t, held_row_does_not_hold_up_a_start_and_is_held_by_it);
+	unit_add(t, answer_that_is_nowhere_else_is_held_although_its_row_is_set_aside);
 	unit_add(t, held_row_gives_way_to_an_import);
 	unit_add(t, long_outage_with_answers_in_hand_loses_and_repeats_nothing);
 	unit_add(t, unwritten_answers_count_against_the_limit);
 	unit_add(t, drain_finishes_what_is_out_and_releases_what_is_not);
 	unit_add(t, drain_leaves_a_held_row_to_the_journal);
+	unit_add(t, drain_does_not_wait_for_a_held_row_without_an_answer);
 	unit_add(t, drain_keeps_a_held_row_that_only_memory_knows);
 	unit_add(t, drain_of_nothing_is_told_in_a_later_turn);
 	suite_add_tcase(s, t);
