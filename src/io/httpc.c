@@ -3,8 +3,8 @@
  *
  * resolve -> add to the multi -> completion read once per turn. libcurl reports sockets and one timer;
  * its callbacks only register events, and libcurl is driven from the loop's callbacks alone, never from
- * within its own. A completion may start and cancel calls and free the client. Easy handles are reset
- * and used again: a new one costs TLS resumption and some microseconds.
+ * within its own. A completion may start and cancel calls and free the client. Easy handles are
+ * used again with the options that all calls share: a new one costs TLS resumption and some microseconds.
  */
 #include "io/httpc.h"
 
@@ -45,7 +45,7 @@ struct httpc {
 	unsigned n_calls, max_calls;
 	CURL *pool[MAX_POOLED];
 	unsigned n_pool;
-	char *ca_file, *user_agent;
+	char *ca_file;
 	struct httpc_call_env env;
 	bool draining, dead;
 };
@@ -170,17 +170,17 @@ static CURL *easy_take(struct httpc *h)
 	CURL *easy = curl_easy_init();
 	ALWAYS(easy != NULL);
 	ALWAYS(curl_easy_setopt(easy, CURLOPT_SHARE, h->share) == CURLE_OK);
+	ALWAYS(httpc_call_prepare(easy, &h->env) == 0);
 	return easy;
 }
 
-static void easy_put(struct httpc *h, CURL *easy)
+static void easy_put(struct httpc *h, struct httpc_call *c)
 {
-	if (h->n_pool == MAX_POOLED) {
-		curl_easy_cleanup(easy);
-		return;
-	}
-	curl_easy_reset(easy);
-	h->pool[h->n_pool++] = easy;
+	if (httpc_call_strip(c) && h->n_pool < MAX_POOLED)
+		h->pool[h->n_pool++] = c->easy;
+	else
+		curl_easy_cleanup(c->easy);
+	c->easy = NULL;
 }
 
 /* Take a call out of everything that could still touch it. */
@@ -194,8 +194,7 @@ static void call_detach(struct httpc_call *c)
 	loop_undefer(h->loop, &c->ending);
 	if (c->easy != NULL) {
 		ALWAYS(curl_multi_remove_handle(h->multi, c->easy) == CURLM_OK);
-		easy_put(h, c->easy);
-		c->easy = NULL;
+		easy_put(h, c);
 	}
 	*(c->prev != NULL ? &c->prev->next : &h->calls) = c->next;
 	if (c->next != NULL)
@@ -261,8 +260,7 @@ static int call_run(struct httpc_call *c)
 		loop_timer_at(c->timer, c->start_mono_us + c->timeout_us);
 		return 0;
 	}
-	easy_put(h, c->easy);
-	c->easy = NULL;
+	easy_put(h, c);
 	return ST_INVALID;
 }
 
@@ -298,15 +296,15 @@ static int call_start(struct httpc_call *c, struct fault *f)
 {
 	struct httpc *h = c->httpc;
 	const struct resolver_addrs *cached = NULL;
-	if (!c->url.host_is_ip)
-		cached = resolver_cached(h->resolver, c->url.host);
+	if (!c->url->parts.host_is_ip)
+		cached = resolver_cached(h->resolver, c->url->parts.host);
 	if (cached != NULL)
 		httpc_call_pin(c, cached);
-	if (c->url.host_is_ip || cached != NULL)
+	if (c->url->parts.host_is_ip || cached != NULL)
 		return call_run(c) == 0 ? 0 : fault_set(f, ST_INVALID, "libcurl does not take this request");
 	c->timer = loop_timer_new(h->loop, on_resolve_timeout, c);
 	loop_timer_after(c->timer, c->timeout_us);
-	c->query = resolver_lookup(h->resolver, c->url.host, on_resolved, c);
+	c->query = resolver_lookup(h->resolver, c->url->parts.host, on_resolved, c);
 	return 0;
 }
 
@@ -318,7 +316,7 @@ int httpc_start(struct httpc *h, const struct httpc_request *req, httpc_fn *fn, 
 	ALWAYS(!h->dead);
 	if (h->n_calls >= h->max_calls)
 		return fault_set(f, ST_FULL, "%u requests are in flight", h->n_calls);
-	int rc = httpc_call_new(req, &c, f);
+	int rc = httpc_call_new(req, &h->env, &c, f);
 	if (rc != 0)
 		return rc;
 	c->magic = CALL_MAGIC;
@@ -421,6 +419,8 @@ static long seconds_of(int64_t us)
 	return us <= 0 ? 0 : (long)((us + US_PER_S - 1) / US_PER_S);
 }
 
+static char no_expect[] = "Expect:"; /* libcurl's way to leave out a header of its own */
+
 int httpc_new(struct loop *l, struct resolver *r, const struct httpc_params *p, struct httpc **out,
 	struct fault *f)
 {
@@ -446,9 +446,9 @@ int httpc_new(struct loop *l, struct resolver *r, const struct httpc_params *p, 
 	h->resolver = r;
 	h->max_calls = p->max_connections;
 	h->ca_file = ca_file;
-	h->user_agent = mem_strdup(p->user_agent);
 	h->env.ca_file = h->ca_file;
-	h->env.user_agent = h->user_agent;
+	h->env.user_agent = (struct curl_slist){ .data = mem_printf("User-Agent: %s", p->user_agent), .next = &h->env.no_expect };
+	h->env.no_expect = (struct curl_slist){ .data = no_expect };
 	h->env.max_idle_s = seconds_of(p->idle_timeout_us);
 	h->env.max_lifetime_s = seconds_of(p->max_lifetime_us);
 	h->timer = loop_timer_new(l, on_timer, h);
@@ -475,7 +475,8 @@ void httpc_free(struct httpc *h)
 	loop_timer_free(h->timer);
 	loop_undefer(h->loop, &h->drain);
 	mem_free(h->ca_file);
-	mem_free(h->user_agent);
+	mem_free(h->env.user_agent.data);
+	httpc_urls_fini(&h->env.urls);
 	h->magic = 0;
 	h->dead = true;
 	if (!h->draining)

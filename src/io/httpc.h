@@ -2,8 +2,8 @@
  * httpc - HTTP requests through curl multi on the loop. One request, one completion, never re-sent.
  *
  * libcurl re-sends a POST by itself when a reused connection dies before the first reply byte; a refresh
- * token must not be presented twice, so a body is fed by a read callback without a seek callback, which
- * turns that re-send into an error (CURLE_SEND_FAIL_REWIND). Redirects, proxies, cookies, netrc,
+ * token must not be presented twice, so each try has to pass a callback that ends the call when a byte of it
+ * was sent before (CURLOPT_PREREQFUNCTION). Redirects, proxies, cookies, netrc,
  * alt-svc, HSTS and content encodings are off; TLS is verified with roots loaded once (CAPATH must be
  * NULL or every connection parses the bundle again); names are resolved by `resolver` only.
  */
@@ -61,6 +61,7 @@ struct httpc_request {
 	bool (*addr_allowed)(const struct sockaddr *sa, void *arg);
 	void *addr_arg;		/* must live until the completion */
 	bool fresh_connection;	/* do not reuse a kept connection */
+	bool keep_url;		/* it is no secret and will come again: what it is made of is kept */
 #ifdef REFRESHD_TORTURE
 	bool watched;		/* its bytes count for the points of base/failpoint.h */
 #endif

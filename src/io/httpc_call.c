@@ -34,42 +34,58 @@ static void append(struct curl_slist **list, const char *line)
 	*list = longer;
 }
 
-static int add_header(struct httpc_call *c, const struct httpc_header *h, struct buf *line, struct fault *f)
+/* libcurl writes this one by itself, in one piece instead of letter by letter. */
+static bool is_plain_form(const struct httpc_header *h)
+{
+	return str_eq_nocase(h->name, strlen(h->name), "content-type") && strcmp(h->value, "application/x-www-form-urlencoded") == 0;
+}
+
+static int add_header(struct httpc_call *c, const struct httpc_header *h, struct fault *f)
 {
 	if (!header_is_name(h->name))
 		return fault_set(f, ST_INVALID, "a header name is empty or has a character that is not allowed");
 	/* Framing and routing are libcurl's; a second opinion in the headers would only be a way to smuggle. */
 	if (header_is_transport(h->name))
 		return fault_set(f, ST_INVALID, "header %s: is set by the program itself", h->name);
-	if (str_has_ctl(h->value, strlen(h->value)))
+	size_t name_len = strlen(h->name), value_len = strlen(h->value);
+	if (str_has_ctl(h->value, value_len))
 		return fault_set(f, ST_INVALID, "header %s: control characters in the value", h->name);
-	buf_reset(line);
+	if (name_len + value_len > MAX_REQUEST_HEADER_BYTES)
+		return fault_set(f, ST_INVALID, "header %s: too long", h->name);
+	if (c->post && is_plain_form(h))
+		return 0;
 	/* libcurl's way to write a header without a value is a semicolon. */
 	bool empty = h->value[strspn(h->value, " ")] == '\0';
-	int rc = buf_puts(line, h->name);
-	if (rc == 0)
-		rc = buf_puts(line, empty ? ";" : ": ");
-	if (rc == 0 && !empty)
-		rc = buf_puts(line, h->value);
-	if (rc != 0)
-		return fault_set(f, ST_INVALID, "header %s: too long", h->name);
-	append(&c->headers, buf_str(line));
+	struct buf *text = &c->header_text;
+	c->headers[c->n_headers++].data = (char *)text->data + text->len;
+	ALWAYS(buf_append(text, h->name, name_len) == 0 && buf_puts(text, empty ? ";" : ": ") == 0 &&
+		buf_append(text, h->value, empty ? 0 : value_len) == 0 && buf_putc(text, '\0') == 0);
+	c->own_user_agent = c->own_user_agent || str_eq_nocase(h->name, name_len, "user-agent");
 	return 0;
 }
 
-static int add_headers(struct httpc_call *c, const struct httpc_request *req, struct fault *f)
+/* The names and values in one block that does not move, and the list that libcurl wants in another. */
+static int add_headers(struct httpc_call *c, const struct httpc_request *req, struct httpc_call_env *env, struct fault *f)
 {
-	struct buf line;
+	size_t room = 0;
 	int rc = 0;
-	buf_init_secret(&line, MAX_REQUEST_HEADER_BYTES);
+	for (size_t i = 0; i < req->n_headers; i++)
+		room += strlen(req->headers[i].name) + strlen(": ") + strlen(req->headers[i].value) + 1;
+	ALWAYS(buf_reserve(&c->header_text, room) == 0);
+	c->headers = mem_calloc(req->n_headers + 1, sizeof *c->headers);
 	for (size_t i = 0; rc == 0 && i < req->n_headers; i++)
-		rc = add_header(c, &req->headers[i], &line, f);
-	buf_fini(&line);
-	append(&c->headers, "Expect:");
+		rc = add_header(c, &req->headers[i], f);
+	for (size_t i = 0; i + 1 < c->n_headers; i++)
+		c->headers[i].next = &c->headers[i + 1];
+	struct curl_slist *common = c->own_user_agent ? &env->no_expect : &env->user_agent;
+	if (c->n_headers > 0)
+		c->headers[c->n_headers - 1].next = common;
+	else
+		*c->headers = *common;
 	return rc;
 }
 
-static int check(const struct httpc_request *req, struct httpc_call *c, struct fault *f)
+static int check(const struct httpc_request *req, struct httpc_call_env *env, struct httpc_call *c, struct fault *f)
 {
 	c->post = strcmp(req->method, "POST") == 0;
 	if (!c->post && strcmp(req->method, "GET") != 0)
@@ -80,12 +96,12 @@ static int check(const struct httpc_request *req, struct httpc_call *c, struct f
 		return fault_set(f, ST_INVALID, "a request needs a timeout and a limit for the reply");
 	if ((req->cert_file == NULL) != (req->key_file == NULL))
 		return fault_set(f, ST_INVALID, "a client certificate needs both a certificate and a key file");
-	int rc = url_parse(req->url, &c->url, f);
+	int rc = httpc_url_get(&env->urls, req->url, req->keep_url, &c->url, f);
 	if (rc != 0)
-		return rc == ST_SYNTAX ? fault_wrap(f, ST_INVALID, "URL") : rc;
-	if (strcmp(c->url.scheme, "https") != 0 && !req->allow_http)
+		return rc;
+	if (strcmp(c->url->parts.scheme, "https") != 0 && !req->allow_http)
 		return fault_set(f, ST_INVALID, "URL: https is required");
-	return add_headers(c, req, f);
+	return add_headers(c, req, env, f);
 }
 
 static char *copy(const char *s)
@@ -93,17 +109,17 @@ static char *copy(const char *s)
 	return s != NULL ? mem_strdup(s) : NULL;
 }
 
-int httpc_call_new(const struct httpc_request *req, struct httpc_call **out, struct fault *f)
+int httpc_call_new(const struct httpc_request *req, struct httpc_call_env *env, struct httpc_call **out, struct fault *f)
 {
 	struct httpc_call *c = mem_alloc(sizeof *c);
+	buf_init_secret(&c->header_text, SIZE_MAX); /* each header is bounded; how many there are is ours */
 	buf_init_secret(&c->body, 0);
 	buf_init_secret(&c->reply.body, req->max_reply_bytes);
-	int rc = check(req, c, f);
+	int rc = check(req, env, c, f);
 	if (rc != 0) {
 		httpc_call_free(c);
 		return rc == ST_INVALID ? rc : ST_INVALID;
 	}
-	c->url_text = mem_strdup(req->url);
 	c->allow_http = req->allow_http;
 	c->fresh_connection = req->fresh_connection;
 #ifdef REFRESHD_TORTURE
@@ -123,13 +139,6 @@ int httpc_call_new(const struct httpc_request *req, struct httpc_call **out, str
 	return 0;
 }
 
-static void list_free(struct curl_slist *list)
-{
-	for (struct curl_slist *n = list; n != NULL; n = n->next)
-		mem_wipe(n->data, strlen(n->data));
-	curl_slist_free_all(list);
-}
-
 static void body_wipe(struct httpc_call *c)
 {
 	/* Whatever kind the caller's buffer was: what was sent is not left in memory. */
@@ -144,13 +153,10 @@ void httpc_call_free(struct httpc_call *c)
 		return;
 	body_wipe(c);
 	buf_fini(&c->reply.body);
-	list_free(c->headers);
-	list_free(c->resolve);
-	url_fini(&c->url);
-	/* A provider may want the refresh token in the query. */
-	if (c->url_text != NULL)
-		mem_wipe(c->url_text, strlen(c->url_text));
-	mem_free(c->url_text);
+	buf_fini(&c->header_text);
+	mem_free(c->headers);
+	curl_slist_free_all(c->resolve);
+	httpc_url_unref(c->url);
 	mem_free(c->ca_file);
 	mem_free(c->cert_file);
 	mem_free(c->key_file);
@@ -162,7 +168,7 @@ void httpc_call_pin(struct httpc_call *c, const struct resolver_addrs *addrs)
 {
 	struct buf line;
 	buf_init(&line, 2048);
-	int rc = buf_printf(&line, "+%s:%u:", c->url.host, c->url.port);
+	int rc = buf_printf(&line, "+%s:%u:", c->url->parts.host, c->url->parts.port);
 	for (unsigned i = 0; rc == 0 && i < addrs->n; i++) {
 		char text[INET6_ADDRSTRLEN];
 		const struct sockaddr *sa = (const struct sockaddr *)&addrs->addr[i];
@@ -316,6 +322,7 @@ static int on_prereq(void *arg, char *ip, char *local_ip, int port, int local_po
 	/* libcurl tries a second connection when a kept one died. That is fine as long as nothing was shown to
 	 * anybody on the first one. */
 	long new_connections = 0;
+	c->tried_again = c->prepared;
 	if (bytes_sent(c) > 0) {
 		c->refused_resend = true;
 		return CURL_PREREQFUNC_ABORT;
@@ -343,29 +350,19 @@ static int64_t ms_of(int64_t us)
 	return us <= US_PER_MS ? 1 : (us + US_PER_MS - 1) / US_PER_MS;
 }
 
-#define SET(opt, value) (rc = rc != CURLE_OK ? rc : curl_easy_setopt(c->easy, (opt), (value)))
+#define SET(opt, value) (rc = rc != CURLE_OK ? rc : curl_easy_setopt(easy, (opt), (value)))
 
-static CURLcode set_network(struct httpc_call *c, const struct httpc_call_env *env)
+static CURLcode prepare_network(CURL *easy, const struct httpc_call_env *env)
 {
 	CURLcode rc = CURLE_OK;
-	int64_t left_us = c->timeout_us - (c->run_mono_us - c->start_mono_us);
 	SET(CURLOPT_NOSIGNAL, 1L);
-	SET(CURLOPT_PROTOCOLS_STR, c->allow_http ? "http,https" : "https");
+	/* Both: or the environment is asked for the other each time. */
 	SET(CURLOPT_PROXY, "");
+	SET(CURLOPT_NOPROXY, "*");
 	SET(CURLOPT_NETRC, (long)CURL_NETRC_IGNORED);
-	/* No CURLOPT_TIMEOUT_MS: libcurl looks at the time before it looks at the socket. See on_timeout in httpc.c. */
-	int64_t connect_us = c->connect_timeout_us < left_us ? c->connect_timeout_us : left_us;
-	SET(CURLOPT_CONNECTTIMEOUT_MS, (long)ms_of(connect_us));
 	SET(CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
-	SET(CURLOPT_OPENSOCKETDATA, c);
 	SET(CURLOPT_PREREQFUNCTION, on_prereq);
-	SET(CURLOPT_PREREQDATA, c);
 	SET(CURLOPT_DNS_CACHE_TIMEOUT, PIN_S);
-	SET(CURLOPT_FRESH_CONNECT, c->fresh_connection ? 1L : 0L);
-	if (!c->url.host_is_ip) {
-		SET(CURLOPT_RESOLVE, c->resolve);
-		SET(CURLOPT_RESOLVER_START_FUNCTION, on_resolve);
-	}
 	if (env->max_idle_s > 0)
 		SET(CURLOPT_MAXAGE_CONN, env->max_idle_s);
 	if (env->max_lifetime_s > 0)
@@ -373,16 +370,56 @@ static CURLcode set_network(struct httpc_call *c, const struct httpc_call_env *e
 	return rc;
 }
 
-static CURLcode set_tls(struct httpc_call *c, const struct httpc_call_env *env)
+static CURLcode prepare_tls(CURL *easy)
 {
 	CURLcode rc = CURLE_OK;
 	SET(CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
 	SET(CURLOPT_SSL_VERIFYPEER, 1L);
 	SET(CURLOPT_SSL_VERIFYHOST, 2L);
-	SET(CURLOPT_CAINFO, c->ca_file != NULL ? c->ca_file : env->ca_file);
 	/* Not NULL by default on Debian, and then every connection parses the whole bundle again (20 ms). */
 	SET(CURLOPT_CAPATH, (char *)NULL);
 	SET(CURLOPT_CA_CACHE_TIMEOUT, CA_CACHE_S);
+	return rc;
+}
+
+static CURLcode prepare_http(CURL *easy)
+{
+	CURLcode rc = CURLE_OK;
+	SET(CURLOPT_PATH_AS_IS, 1L);
+	SET(CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
+	SET(CURLOPT_FOLLOWLOCATION, 0L);
+	SET(CURLOPT_HTTP_CONTENT_DECODING, 0L);
+	SET(CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_2TLS);
+	SET(CURLOPT_HEADERFUNCTION, on_header);
+	SET(CURLOPT_WRITEFUNCTION, on_write);
+	return rc;
+}
+
+int httpc_call_prepare(CURL *easy, const struct httpc_call_env *env)
+{
+	CURLcode rc = prepare_network(easy, env);
+	if (rc == CURLE_OK)
+		rc = prepare_tls(easy);
+	if (rc == CURLE_OK)
+		rc = prepare_http(easy);
+	return rc == CURLE_OK ? 0 : ST_INVALID;
+}
+
+static CURLcode set_network(CURL *easy, struct httpc_call *c, const struct httpc_call_env *env)
+{
+	CURLcode rc = CURLE_OK;
+	bool by_name = !c->url->parts.host_is_ip;
+	int64_t left_us = c->timeout_us - (c->run_mono_us - c->start_mono_us);
+	SET(CURLOPT_PROTOCOLS_STR, c->allow_http ? "http,https" : "https");
+	/* No CURLOPT_TIMEOUT_MS: libcurl looks at the time before it looks at the socket. See on_timeout in httpc.c. */
+	int64_t connect_us = c->connect_timeout_us < left_us ? c->connect_timeout_us : left_us;
+	SET(CURLOPT_CONNECTTIMEOUT_MS, (long)ms_of(connect_us));
+	SET(CURLOPT_OPENSOCKETDATA, c);
+	SET(CURLOPT_PREREQDATA, c);
+	SET(CURLOPT_FRESH_CONNECT, c->fresh_connection ? 1L : 0L);
+	SET(CURLOPT_RESOLVE, by_name ? c->resolve : NULL);
+	SET(CURLOPT_RESOLVER_START_FUNCTION, by_name ? on_resolve : NULL);
+	SET(CURLOPT_CAINFO, c->ca_file != NULL ? c->ca_file : env->ca_file);
 	if (c->cert_file != NULL) {
 		SET(CURLOPT_SSLCERT, c->cert_file);
 		SET(CURLOPT_SSLKEY, c->key_file);
@@ -390,22 +427,16 @@ static CURLcode set_tls(struct httpc_call *c, const struct httpc_call_env *env)
 	return rc;
 }
 
-static CURLcode set_http(struct httpc_call *c, const struct httpc_call_env *env)
+static CURLcode set_http(CURL *easy, struct httpc_call *c)
 {
 	CURLcode rc = CURLE_OK;
-	SET(CURLOPT_URL, c->url_text);
-	SET(CURLOPT_PATH_AS_IS, 1L);
-	SET(CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
-	SET(CURLOPT_FOLLOWLOCATION, 0L);
-	SET(CURLOPT_HTTP_CONTENT_DECODING, 0L);
-	SET(CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_2TLS);
+	/* The first is what counts; without the second libcurl would write it out again. */
+	SET(CURLOPT_CURLU, c->url->parsed);
+	SET(CURLOPT_URL, c->url->text);
 	/* Without TLS nothing tells before the first answer whether a connection can be shared: all others would wait for it. */
-	SET(CURLOPT_PIPEWAIT, strcmp(c->url.scheme, "https") == 0 ? 1L : 0L);
-	SET(CURLOPT_USERAGENT, env->user_agent);
+	SET(CURLOPT_PIPEWAIT, strcmp(c->url->parts.scheme, "https") == 0 ? 1L : 0L);
 	SET(CURLOPT_HTTPHEADER, c->headers);
-	SET(CURLOPT_HEADERFUNCTION, on_header);
 	SET(CURLOPT_HEADERDATA, c);
-	SET(CURLOPT_WRITEFUNCTION, on_write);
 	SET(CURLOPT_WRITEDATA, c);
 	SET(CURLOPT_ERRORBUFFER, c->error_text);
 	if (!c->post) {
@@ -421,12 +452,24 @@ static CURLcode set_http(struct httpc_call *c, const struct httpc_call_env *env)
 
 int httpc_call_setup(struct httpc_call *c, const struct httpc_call_env *env)
 {
-	CURLcode rc = set_network(c, env);
+	CURLcode rc = set_network(c->easy, c, env);
 	if (rc == CURLE_OK)
-		rc = set_tls(c, env);
-	if (rc == CURLE_OK)
-		rc = set_http(c, env);
+		rc = set_http(c->easy, c);
 	return rc == CURLE_OK ? 0 : ST_INVALID;
+}
+
+bool httpc_call_strip(struct httpc_call *c)
+{
+	CURL *easy = c->easy;
+	CURLcode rc = CURLE_OK;
+	SET(CURLOPT_CURLU, (CURLU *)NULL);
+	SET(CURLOPT_URL, (char *)NULL);
+	SET(CURLOPT_HTTPHEADER, (struct curl_slist *)NULL);
+	SET(CURLOPT_POSTFIELDS, (char *)NULL);
+	SET(CURLOPT_RESOLVE, (struct curl_slist *)NULL);
+	SET(CURLOPT_ERRORBUFFER, (char *)NULL);
+	/* A certificate is one client's alone, and libcurl counts second tries by the handle. */
+	return rc == CURLE_OK && c->cert_file == NULL && !c->tried_again;
 }
 
 /* --- the verdict */

@@ -11,8 +11,8 @@
 #include <stdint.h>
 
 #include "base/buf.h"
-#include "base/url.h"
 #include "io/httpc.h"
+#include "io/httpc_url.h"
 #include "io/loop.h"
 #include "io/resolver.h"
 
@@ -24,10 +24,12 @@ struct httpc_call {
 	void *arg;
 
 	/* the request */
-	struct url url;
-	char *url_text;
-	bool post, allow_http, fresh_connection;
-	struct curl_slist *headers, *resolve;
+	struct httpc_url *url;
+	bool post, allow_http, fresh_connection, own_user_agent;
+	struct curl_slist *headers; /* one block of as many; the last one goes on to those of all calls */
+	size_t n_headers;
+	struct buf header_text; /* secret */
+	struct curl_slist *resolve;
 	struct buf body;
 	char *ca_file, *cert_file, *key_file;
 	int64_t timeout_us, connect_timeout_us;
@@ -40,7 +42,7 @@ struct httpc_call {
 	struct loop_task ending;
 	int64_t start_mono_us, run_mono_us;
 	CURL *easy; /* while it is in the multi */
-	bool overdue, opened_socket, prepared, refused_addr, refused_resend, too_late, too_large;
+	bool overdue, opened_socket, prepared, tried_again, refused_addr, refused_resend, too_late, too_large;
 #ifdef REFRESHD_TORTURE
 	bool watched;
 #endif
@@ -55,17 +57,23 @@ struct httpc_call {
 
 /* What all calls of a client share. */
 struct httpc_call_env {
-	const char *ca_file, *user_agent;
+	const char *ca_file;
 	long max_idle_s, max_lifetime_s; /* 0: libcurl's default */
+	struct curl_slist user_agent, no_expect; /* headers: the first goes on to the second */
+	struct httpc_urls urls;
 };
 
 /* Check the request and build the call; the body is moved last. ST_INVALID. */
-int httpc_call_new(const struct httpc_request *req, struct httpc_call **out, struct fault *f) MUST_USE;
+int httpc_call_new(const struct httpc_request *req, struct httpc_call_env *env, struct httpc_call **out, struct fault *f) MUST_USE;
 void httpc_call_free(struct httpc_call *c); /* wipes what may be secret; not in a list or multi any more */
 /* Pin the host to addresses. Not for a numeric host. */
 void httpc_call_pin(struct httpc_call *c, const struct resolver_addrs *addrs);
-/* Set every option on c->easy, which was reset. ST_INVALID when libcurl refuses one. */
+/* Once for a new handle: every option that is the same for all calls. ST_INVALID when libcurl refuses one. */
+int httpc_call_prepare(CURL *easy, const struct httpc_call_env *env) MUST_USE;
+/* Set every other option on c->easy. ST_INVALID when libcurl refuses one. */
 int httpc_call_setup(struct httpc_call *c, const struct httpc_call_env *env) MUST_USE;
+/* Take everything of the call out of c->easy. False: the handle must not serve another call. */
+bool httpc_call_strip(struct httpc_call *c) MUST_USE;
 /* Fill result, error, status and times of c->reply from how libcurl ended. */
 void httpc_call_judge(struct httpc_call *c, CURLcode rc);
 

@@ -345,11 +345,16 @@ static int write_query(struct builder *b)
 	return too_long(b, write_form(b, url), "the URL");
 }
 
+static bool in_query(const struct provider *p)
+{
+	return p->method_get || p->body_format == BODY_QUERY;
+}
+
 static int write_params(struct builder *b)
 {
 	const struct provider *p = b->in->provider;
 
-	if (p->method_get || p->body_format == BODY_QUERY)
+	if (in_query(p))
 		return write_query(b);
 	int rc = p->body_format == BODY_JSON ? write_json(b, &b->req.body) : write_form(b, &b->req.body);
 	return too_long(b, rc, "the request body");
@@ -371,6 +376,8 @@ static int check_url(struct builder *b)
 {
 	struct url u;
 
+	if (b->req.url_is_constant)
+		return 0;
 	int rc = blame_connection(b, url_parse(buf_str(&b->req.url), &u, b->f));
 	if (rc < 0)
 		return fault_wrap(b->f, rc, "provider %s: URL", b->in->provider->key);
@@ -386,6 +393,7 @@ static int build(struct builder *b)
 	int rc = expand(b, url, TEMPLATE_URL, &b->req.url);
 	if (rc < 0)
 		return fault_wrap(b->f, rc, "provider %s: URL", p->key);
+	b->req.url_is_constant = template_is_constant(url) && !in_query(p);
 	rc = add_grant(b);
 	if (rc == 0)
 		rc = add_client_auth(b);

@@ -31,6 +31,7 @@ struct grant_input { /* borrowed */
 struct grant_request {
 	bool post;
 	struct buf url; /* secret when the token travels in the query */
+	bool url_is_constant; /* that of the provider, with nothing of the connection in it */
 	struct buf body; /* secret */
 	struct {
 		char *name;

@@ -218,6 +218,7 @@ static int start_request(struct attempt *a, struct grant_request *q, struct faul
 	const struct httpc_request req = {
 		.method = q->post ? "POST" : "GET",
 		.url = buf_str(&q->url),
+		.keep_url = q->url_is_constant,
 		.allow_http = a->conf->insecure_http == INSECURE_HTTP_LOOPBACK,
 		.addr_allowed = http ? only_loopback : NULL,
 		.headers = headers,

@@ -662,14 +662,100 @@ START_TEST(a_query_is_wiped_after_use)
 {
 	static const char url[] = "https://a.example/token?refresh_token=SECRET";
 	const struct httpc_request req = { .method = "POST", .url = url, .timeout_us = US_PER_S, .max_reply_bytes = 10 };
+	struct httpc_call_env env = { .ca_file = "" };
 	struct httpc_call *c;
-	ck_ok(httpc_call_new(&req, &c, NULL));
-	ck_assert_int_eq(state_after_free(c, c->url_text, strstr(c->url_text, "SECRET")), 1);
-	ck_ok(httpc_call_new(&req, &c, NULL));
-	ck_assert_int_eq(state_after_free(c, c->url.scheme, strstr(c->url.path, "SECRET")), 1);
+	ck_ok(httpc_call_new(&req, &env, &c, NULL));
+	ck_assert_int_eq(state_after_free(c, c->url->text, strstr(c->url->text, "SECRET")), 1);
+	ck_ok(httpc_call_new(&req, &env, &c, NULL));
+	ck_assert_int_eq(state_after_free(c, c->url->parts.scheme, strstr(c->url->parts.path, "SECRET")), 1);
 }
 END_TEST
 #endif
+
+static unsigned times(const char *text, const char *what)
+{
+	unsigned n = 0;
+	for (const char *s = text; (s = strcasestr(s, what)) != NULL; s++)
+		n++;
+	return n;
+}
+
+/* The handle is the same, and keeps what all requests share. */
+START_TEST(nothing_of_a_request_is_left_for_the_next)
+{
+	struct httpc_header headers[] = { { "Authorization", "Basic c2VjcmV0" }, { "user-agent", "mine" }, { "X-Mine", "1" },
+		{ "Content-Type", "application/x-www-form-urlencoded" } };
+	struct ask a = ask_of("/ok?a=b");
+	a.req.headers = headers;
+	a.req.n_headers = 4;
+	a.req.keep_url = true;
+	const char *last = tlspeer_seen(peer)->last;
+	expect_ok(fetch(a));
+	ck_assert_uint_eq(times(last, "\r\nuser-agent: "), 1);
+	ck_assert_uint_eq(times(last, "\r\nuser-agent: mine\r\n"), 1);
+	ck_assert_uint_eq(times(last, "\r\ncontent-type: "), 1);
+	ck_assert_uint_eq(times(last, "\r\ncontent-type: application/x-www-form-urlencoded\r\n"), 1);
+	a = ask_of("/ok");
+	a.method = "GET";
+	a.body = NULL;
+	struct outcome o = fetch(a);
+	expect_ok(o);
+	ck_assert(o.r.reused_connection);
+	last = tlspeer_seen(peer)->last;
+	ck_assert_ptr_eq(strstr(last, "GET /ok HTTP/1.1\r\n"), last);
+	ck_assert_uint_eq(times(last, "\r\nuser-agent: refreshd-test\r\n"), 1);
+	ck_assert_uint_eq(times(last, "authorization") + times(last, "x-mine") + times(last, "content-") + times(last, BODY), 0);
+	headers[3].value = "application/json";
+	a = ask_of("/ok?a=b");
+	a.req.headers = headers + 3;
+	a.req.n_headers = 1;
+	a.req.keep_url = true;
+	expect_ok(fetch(a));
+	last = tlspeer_seen(peer)->last;
+	ck_assert_ptr_eq(strstr(last, "POST /ok?a=b HTTP/1.1\r\n"), last);
+	ck_assert_uint_eq(times(last, "\r\ncontent-type: "), 1);
+	ck_assert_uint_eq(times(last, "\r\ncontent-type: application/json\r\n"), 1);
+	ck_assert_ptr_nonnull(strstr(last, "\r\n\r\n" BODY));
+}
+END_TEST
+
+/* More URLs than are kept, in flight at the same time and again afterwards: each request goes where it was meant to. */
+START_TEST(urls_that_are_kept_are_told_apart)
+{
+	enum { N = 2 * HTTPC_URLS_KEPT };
+	struct httpc_urls kept = { .kept = { NULL } };
+	struct httpc_url *u[N], *again;
+	char text[N][64];
+	for (int i = 0; i < N; i++) {
+		snprintf(text[i], sizeof text[i], "https://h%d.example:%d/t/%d?x=%d", i, 1000 + i, i, i);
+		ck_ok(httpc_url_get(&kept, text[i], true, &u[i], NULL));
+	}
+	for (int i = 0; i < N; i++) {
+		ck_ok(httpc_url_get(&kept, text[i], true, &again, NULL));
+		char *whole;
+		ck_assert_int_eq(curl_url_get(again->parsed, CURLUPART_URL, &whole, 0), CURLUE_OK);
+		ck_assert_str_eq(whole, text[i]);
+		curl_free(whole);
+		ck_assert_str_eq(u[i]->text, text[i]);
+		ck_assert_uint_eq(again->parts.port, 1000 + i);
+		httpc_url_unref(again);
+	}
+	ck_ok(httpc_url_get(&kept, text[0], true, &again, NULL));
+	struct httpc_url *same, *own;
+	ck_ok(httpc_url_get(&kept, text[0], true, &same, NULL));
+	ck_ok(httpc_url_get(&kept, text[0], false, &own, NULL));
+	ck_assert_ptr_eq(again, same);
+	ck_assert_ptr_ne(again, own);
+	ck_assert_uint_eq(own->refs, 1);
+	ck_assert_int_ne(httpc_url_get(&kept, "https://user@h.example/", true, &own, NULL), 0);
+	httpc_url_unref(own);
+	httpc_url_unref(again);
+	httpc_url_unref(same);
+	for (int i = 0; i < N; i++)
+		httpc_url_unref(u[i]);
+	httpc_urls_fini(&kept);
+}
+END_TEST
 
 START_TEST(bad_requests_are_refused_with_a_reason)
 {
@@ -935,6 +1021,8 @@ Suite *unit_suite(void)
 #ifdef CAN_WATCH_FREE
 	unit_add(t, a_query_is_wiped_after_use);
 #endif
+	unit_add(t, nothing_of_a_request_is_left_for_the_next);
+	unit_add(t, urls_that_are_kept_are_told_apart);
 	unit_add(t, bad_requests_are_refused_with_a_reason);
 	unit_add(t, http_is_spoken_only_when_allowed);
 	unit_add(t, a_client_that_cannot_work_is_not_made);
