@@ -115,9 +115,10 @@ void mem_keep_freed(void)
 {
 #ifdef M_TRIM_THRESHOLD
 	/* glibc gives back what is beyond 128 kB at the top, and a batch of requests makes it ask for that again, page by page. Told one
-	 * limit, it stops to adapt the other to what it sees: so that is said as well. */
-	ALWAYS(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) == 1);
-	ALWAYS(mallopt(M_MMAP_THRESHOLD, KEPT_BYTES / 2) == 1);
+	 * limit, it stops to adapt the other to what it sees: so that is said as well. Another allocator in its place, a sanitizer's or
+	 * one that was preloaded, need not take the advice. */
+	(void)mallopt(M_TRIM_THRESHOLD, KEPT_BYTES);
+	(void)mallopt(M_MMAP_THRESHOLD, KEPT_BYTES / 2);
 #endif
 }
 

@@ -791,11 +791,21 @@ START_TEST(read_file_without_permission)
 }
 END_TEST
 
+/* A sanitizer's allocator refuses the advice: that is no reason to die. */
+START_TEST(keeping_what_is_freed_is_advice)
+{
+	mem_keep_freed();
+	char *p = mem_calloc(1000000, 1);
+	mem_free(p);
+}
+END_TEST
+
 Suite *unit_suite(void)
 {
 	Suite *s = suite_create("buf");
 	TCase *tc = tcase_create("status");
 
+	unit_add(tc, keeping_what_is_freed_is_advice);
 	unit_add(tc, status_has_a_text_for_every_code);
 	unit_add(tc, status_of_an_errno);
 	unit_add(tc, numbers_have_the_order_that_was_asked_for);
