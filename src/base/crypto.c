@@ -215,6 +215,25 @@ struct keyring *keyring_ref(struct keyring *k)
 	return k;
 }
 
+int keyring_copy(const struct keyring *k, struct keyring **out)
+{
+	struct keyring *copy = mem_alloc(sizeof(*copy));
+
+	copy->refs = 1;
+	copy->seals_per_salt = k->seals_per_salt;
+	copy->rows = mem_calloc(k->len, sizeof(*copy->rows));
+	memcpy(copy->rows, k->rows, k->len * sizeof(*copy->rows));
+	copy->len = copy->cap = k->len;
+	buf_init_secret(&copy->keys, KEYS_MAX * KEY_BYTES);
+	ALWAYS(buf_append(&copy->keys, k->keys.data, k->keys.len) == 0); /* as many as the other one holds */
+	int rc = fetch_algorithms(copy, "", NULL);
+	if (rc == 0)
+		*out = copy;
+	else
+		keyring_unref(copy);
+	return rc;
+}
+
 void keyring_unref(struct keyring *k)
 {
 	if (k == NULL || --k->refs > 0)

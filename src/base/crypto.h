@@ -29,6 +29,8 @@ struct keyring;
 int keyring_parse(const char *name, const char *text, size_t n, struct keyring **out, struct fault *f) MUST_USE;
 int keyring_load(const char *path, struct keyring **out, struct fault *f) MUST_USE;
 struct keyring *keyring_ref(struct keyring *k);
+/* The same keys for another thread, which seals under a salt of its own. ST_CRYPTO. */
+int keyring_copy(const struct keyring *k, struct keyring **out) MUST_USE;
 void keyring_unref(struct keyring *k); /* NULL is fine; the last one wipes the keys */
 const char *keyring_first_id(const struct keyring *k);
 bool keyring_has(const struct keyring *k, const char *id);

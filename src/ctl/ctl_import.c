@@ -21,10 +21,9 @@
 #include "model/import.h"
 #include "service/vault.h"
 #include "service/vault_import.h"
+#include "service/vault_lanes.h"
 #include "service/vault_ops.h"
 
-#define CHUNK 2000
-#define CHUNK_BYTES ((size_t)32 * 1024 * 1024)
 #define READ_BYTES ((size_t)256 * 1024)
 #define BAD_SHOWN 20
 #define PROGRESS_US (US_PER_S / 10)
@@ -38,12 +37,11 @@ struct job {
 	struct buf line;     /* secret: what was read of the present line */
 	bool too_long, at_end;
 
-	struct import *imports; /* CHUNK of them */
-	struct vault_item *items;
-	size_t n, bytes;
+	struct vault_lanes_chunk chunk;
 	uint64_t line_no, chunk_end; /* the last line that was read; that is committed */
 	uint64_t lines, bad;	     /* lines: without the empty ones */
 	struct vault_importer *importer;
+	struct vault_lanes *lanes; /* from the first full chunk on, for what is committed chunk by chunk */
 	struct vault_import_counts counts;
 	bool rolled_back; /* --strict met a bad line: from here on it is only checked */
 
@@ -147,31 +145,52 @@ static int line_is_bad(struct job *j, const char *why, struct fault *f)
 
 /* ---------------------------------------------------------------- chunks */
 
-static void empty_chunk(struct job *j)
-{
-	for (size_t i = 0; i < j->n; i++)
-		import_fini(&j->imports[i]);
-	j->n = 0;
-	j->bytes = 0;
-}
-
-static int flush_chunk(struct job *j, struct fault *f)
+/* Only what is too long for a single chunk is worth connections of its own. */
+static int send_chunk(struct job *j, bool last, struct fault *f)
 {
 	int rc = 0;
-	if (j->dry_run)
-		rc = vault_import_preview(j->importer, j->items, j->n, &j->counts, f);
-	else if (!j->rolled_back)
-		rc = vault_import_chunk(j->importer, j->items, j->n, &j->counts, f);
-	empty_chunk(j);
-	if (rc == 0 && !j->dry_run && !j->strict)
+	j->chunk.last_line = j->line_no;
+	if (j->lanes == NULL && !last)
+		rc = vault_lanes_new(j->c->conf, &j->lanes, f);
+	if (rc == 0 && j->lanes != NULL)
+		return vault_lanes_send(j->lanes, &j->chunk, f);
+	if (rc == 0)
+		rc = vault_import_chunk(j->importer, j->chunk.items, j->chunk.n, &j->counts, f);
+	if (rc == 0)
 		j->chunk_end = j->line_no;
+	return rc;
+}
+
+static int flush_chunk(struct job *j, bool last, struct fault *f)
+{
+	struct vault_lanes_chunk *k = &j->chunk;
+	int rc = 0;
+	if (j->dry_run)
+		rc = vault_import_preview(j->importer, k->items, k->n, &j->counts, f);
+	else if (!j->strict)
+		rc = send_chunk(j, last, f);
+	else if (!j->rolled_back)
+		rc = vault_import_chunk(j->importer, k->items, k->n, &j->counts, f);
+	vault_lanes_chunk_empty(k);
+	return rc;
+}
+
+/* Until now nobody knows what is committed of what was sent. Once only. */
+static int finish_chunks(struct job *j, struct fault *f)
+{
+	if (j->lanes == NULL)
+		return 0;
+	int rc = vault_lanes_finish(j->lanes, f);
+	j->chunk_end = vault_lanes_done(j->lanes, &j->counts);
+	vault_lanes_free(j->lanes);
+	j->lanes = NULL;
 	return rc;
 }
 
 static int take_import(struct job *j, const char *s, size_t n, struct fault *f)
 {
 	struct import_problems p = { .n = 0 };
-	struct import *i = &j->imports[j->n];
+	struct import *i = &j->chunk.imports[j->chunk.n];
 	struct fault why = { 0 };
 	const struct provider *provider = NULL;
 	import_init(i);
@@ -187,9 +206,9 @@ static int take_import(struct job *j, const char *s, size_t n, struct fault *f)
 		return fault_set(f, app, "%s", why.text);
 	}
 	if (rc == 0 && app == 0) {
-		j->items[j->n] = (struct vault_item){ .import = i, .provider = provider };
-		j->n++;
-		j->bytes += n;
+		j->chunk.items[j->chunk.n] = (struct vault_item){ .import = i, .provider = provider };
+		j->chunk.n++;
+		j->chunk.bytes += n;
 		return 0;
 	}
 	struct buf text = BUF_INIT(8192);
@@ -231,8 +250,8 @@ static int take_line(struct job *j, struct fault *f)
 	}
 	j->too_long = false;
 	buf_reset(&j->line);
-	if (rc == 0 && (j->n == CHUNK || j->bytes >= CHUNK_BYTES))
-		rc = flush_chunk(j, f);
+	if (rc == 0 && (j->chunk.n == VAULT_LANES_CHUNK || j->chunk.bytes >= VAULT_LANES_CHUNK_BYTES))
+		rc = flush_chunk(j, false, f);
 	return rc;
 }
 
@@ -340,10 +359,14 @@ static int print_summary(const struct job *j)
 
 static int stopped(struct job *j, const struct fault *f)
 {
+	struct fault late = { 0 };
+	int rc = finish_chunks(j, &late);
 	clear_progress(j);
 	if (f != NULL)
 		(void)ctl_fail("import", f);
-	else
+	if (rc != 0 && (f == NULL || strcmp(f->text, late.text) != 0))
+		(void)ctl_fail("import", &late);
+	if (f == NULL && rc == 0)
 		ctl_note("import: interrupted");
 	if (j->dry_run || j->strict)
 		return ctl_complain("import: nothing was written");
@@ -364,7 +387,9 @@ static int run_import(struct job *j)
 	if (rc == 0 && ctl_interrupted)
 		return stopped(j, NULL);
 	if (rc == 0)
-		rc = flush_chunk(j, &f);
+		rc = flush_chunk(j, true, &f);
+	if (rc == 0)
+		rc = finish_chunks(j, &f);
 	if (rc == 0 && j->strict && !j->dry_run && !j->rolled_back)
 		rc = pgsync_exec(j->c->pg, "COMMIT", &f);
 	if (rc != 0)
@@ -389,13 +414,10 @@ int ctl_import(struct ctl *c, int argc, char **argv)
 		status = ctl_connect(c);
 	if (status == CTL_OK) {
 		buf_init_secret(&j.line, IMPORT_LINE_MAX + 8); /* the mark at its start, the CR at its end */
-		j.imports = mem_calloc(CHUNK, sizeof(*j.imports));
-		j.items = mem_calloc(CHUNK, sizeof(*j.items));
+		vault_lanes_chunk_init(&j.chunk);
 		status = run_import(&j);
-		empty_chunk(&j);
+		vault_lanes_chunk_fini(&j.chunk);
 		buf_fini(&j.line);
-		mem_free(j.imports);
-		mem_free(j.items);
 		vault_importer_free(j.importer);
 	}
 	for (size_t i = 0; i < j.n_apps; i++)

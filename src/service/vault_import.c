@@ -16,7 +16,7 @@
 #include "service/seal.h"
 #include "service/upsert.h"
 
-#define MAX_TRIES 4
+#define MAX_TRIES 5 /* one of them may be given up for the chunk before */
 
 /* ---------------------------------------------------------------- statements */
 
@@ -45,14 +45,22 @@ static const struct pgstmt SQL_VERSIONS = {
 };
 /* ---------------------------------------------------------------- rows */
 
-struct vault_importer *vault_importer_new(struct pgsync *pg, const struct conf *c, bool in_transaction)
+struct vault_importer *vault_importer_new_beside(struct pgsync *pg, const struct conf *c, struct keyring *keyring,
+	const struct vault_import_turn *turn)
 {
 	struct vault_importer *m = mem_alloc(sizeof(*m));
-	*m = (struct vault_importer){ .pg = pg, .conf = c, .in_transaction = in_transaction };
+	*m = (struct vault_importer){ .pg = pg, .conf = c, .keyring = keyring, .turn = turn };
 	for (int i = 0; i < 3; i++)
 		buf_init(&m->sealed[i], SEAL_COLUMN_MAX);
 	buf_init(&m->shown, SEAL_COLUMN_MAX);
 	buf_init(&m->entity, EVENT_ENTITY_MAX);
+	return m;
+}
+
+struct vault_importer *vault_importer_new(struct pgsync *pg, const struct conf *c, bool in_transaction)
+{
+	struct vault_importer *m = vault_importer_new_beside(pg, c, keyring_ref(c->keyring), NULL);
+	m->in_transaction = in_transaction;
 	return m;
 }
 
@@ -64,6 +72,7 @@ void vault_importer_free(struct vault_importer *m)
 		buf_fini(&m->sealed[i]);
 	buf_fini(&m->shown);
 	buf_fini(&m->entity);
+	keyring_unref(m->keyring);
 	mem_free(m->rows);
 	mem_free(m);
 }
@@ -248,6 +257,8 @@ static void decide(const struct vault_importer *m, struct row *r)
 static int run_statements(struct vault_importer *m, struct fault *f)
 {
 	int rc = write_schedule(m, f);
+	if (rc == 0 && m->turn != NULL)
+		m->turn->locked(m->turn->arg);
 	if (rc == 0)
 		rc = read_existing(m, f);
 	for (size_t i = 0; rc == 0 && i < m->n; i++)
@@ -256,13 +267,23 @@ static int run_statements(struct vault_importer *m, struct fault *f)
 	return rc == 0 ? vault_import_write(m, f) : rc;
 }
 
-static int one_try(struct vault_importer *m, struct fault *f)
+static int turn_fault(int rc, struct fault *f)
 {
+	return rc == 0 ? 0 : fault_set(f, rc, "a chunk before this one: %s", status_text(rc));
+}
+
+static int one_try(struct vault_importer *m, bool again, struct fault *f)
+{
+	int rc = m->turn != NULL ? turn_fault(m->turn->enter(m->turn->arg, again), f) : 0;
+	if (rc != 0)
+		return rc;
 	m->now = sys_wall_us();
 	plan_rows(m);
-	int rc = m->in_transaction ? 0 : pgsync_exec(m->pg, "BEGIN", f);
+	rc = m->in_transaction ? 0 : pgsync_exec(m->pg, "BEGIN", f);
 	if (rc == 0)
 		rc = run_statements(m, f);
+	if (rc == 0 && m->turn != NULL)
+		rc = turn_fault(m->turn->leave(m->turn->arg), f);
 	if (rc == 0 && !m->in_transaction)
 		rc = pgsync_exec(m->pg, "COMMIT", f);
 	if (rc != 0 && !m->in_transaction) {
@@ -308,7 +329,7 @@ int vault_import_chunk(struct vault_importer *m, const struct vault_item *v, siz
 	gather(m, v, n, &counts->duplicates);
 	left = m->n;
 	for (int i = 0; left > 0 && i < MAX_TRIES; i++) {
-		int rc = one_try(m, f);
+		int rc = one_try(m, i > 0, f);
 		if (rc == ST_AGAIN && !m->in_transaction && i + 1 < MAX_TRIES)
 			continue;
 		if (rc == 0)

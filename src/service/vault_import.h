@@ -19,6 +19,16 @@ struct vault_importer;
 
 /* `in_transaction`: the caller begins and commits around the chunks; else each chunk is its own transaction. */
 struct vault_importer *vault_importer_new(struct pgsync *pg, const struct conf *c, bool in_transaction);
+/* For chunks that are written side by side, which keep to an order by these calls; each may wait. */
+struct vault_import_turn {
+	void *arg;
+	int (*enter)(void *arg, bool again); /* nothing is locked. again: what was held is given up. Not 0: not to be written any more */
+	void (*locked)(void *arg);	     /* all rows that it will ever lock */
+	int (*leave)(void *arg);	     /* before the commit. ST_AGAIN: to be given up and begun anew; otherwise as above */
+};
+/* Each chunk is its own transaction. Takes the keyring; pg, c and turn are borrowed. */
+struct vault_importer *vault_importer_new_beside(struct pgsync *pg, const struct conf *c, struct keyring *keyring,
+	const struct vault_import_turn *turn);
 void vault_importer_free(struct vault_importer *m);
 
 struct vault_item { /* both borrowed; checked by import_check */

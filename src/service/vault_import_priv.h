@@ -25,6 +25,8 @@ struct row {
 struct vault_importer {
 	struct pgsync *pg;
 	const struct conf *conf; /* borrowed */
+	struct keyring *keyring; /* owned */
+	const struct vault_import_turn *turn; /* borrowed; NULL: nobody imports beside it */
 	bool in_transaction;
 	int64_t last_version;
 	struct buf sealed[3]; /* access token, refresh token, settings */

@@ -42,17 +42,17 @@ static const struct pgstmt SQL_UPDATE = {
 
 static int seal_access(struct vault_importer *m, const struct row *r)
 {
-	return seal_buf(m->conf->keyring, SEAL_ACCESS_TOKEN, r->id, r->version, &m->items[r->item].import->access_token, &m->sealed[0]);
+	return seal_buf(m->keyring, SEAL_ACCESS_TOKEN, r->id, r->version, &m->items[r->item].import->access_token, &m->sealed[0]);
 }
 
 static int seal_refresh(struct vault_importer *m, const struct row *r)
 {
-	return seal_buf(m->conf->keyring, SEAL_REFRESH_TOKEN, r->id, r->version, &m->items[r->item].import->refresh_token, &m->sealed[1]);
+	return seal_buf(m->keyring, SEAL_REFRESH_TOKEN, r->id, r->version, &m->items[r->item].import->refresh_token, &m->sealed[1]);
 }
 
 static int seal_settings(struct vault_importer *m, const struct row *r)
 {
-	return seal_buf(m->conf->keyring, SEAL_SETTINGS, r->id, 0, &m->items[r->item].import->settings, &m->sealed[2]);
+	return seal_buf(m->keyring, SEAL_SETTINGS, r->id, 0, &m->items[r->item].import->settings, &m->sealed[2]);
 }
 
 static int mask_settings(struct vault_importer *m, const struct row *r)

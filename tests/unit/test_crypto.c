@@ -188,6 +188,28 @@ START_TEST(a_keyring_is_read_in_order)
 }
 END_TEST
 
+START_TEST(a_copy_of_a_keyring_stands_alone)
+{
+	struct keyring *k = ring_of("new " KEY_1 "\nold " KEY_0 "\n"), *copy = NULL;
+	struct buf by_one = BUF_INIT(1000), by_other = BUF_INIT(1000), opened = BUF_INIT_SECRET(1000);
+
+	ck_ok(keyring_copy(k, &copy));
+	ck_assert_str_eq(keyring_first_id(copy), "new");
+	ck_assert(keyring_has(copy, "old"));
+	ck_ok(crypto_seal(k, "aad", 3, "text", 4, &by_one));
+	ck_ok(crypto_seal(copy, "aad", 3, "text", 4, &by_other));
+	ck_assert_mem_ne(by_one.data + 5, by_other.data + 5, 16); /* the salts, behind format, length and "new" */
+	ck_ok(crypto_open(k, "aad", 3, by_other.data, by_other.len, &opened));
+	keyring_unref(k);
+	ck_ok(crypto_open(copy, "aad", 3, by_one.data, by_one.len, &opened));
+	ck_assert_str_eq(buf_str(&opened), "texttext");
+	keyring_unref(copy);
+	buf_fini(&by_one);
+	buf_fini(&by_other);
+	buf_fini(&opened);
+}
+END_TEST
+
 START_TEST(a_keyring_takes_many_keys)
 {
 	struct buf text = BUF_INIT(1 << 20);
@@ -913,6 +935,7 @@ Suite *unit_suite(void)
 	unit_add(tc, crc32c_vectors);
 	unit_add(tc, crc32c_goes_on_at_any_place);
 	unit_add(tc, a_keyring_is_read_in_order);
+	unit_add(tc, a_copy_of_a_keyring_stands_alone);
 	unit_add(tc, a_keyring_takes_many_keys);
 	unit_add(tc, a_wrong_keyring_names_the_line);
 	unit_add(tc, a_keyring_file_is_loaded);
