@@ -47,22 +47,20 @@ static void go_on(const struct waiter *w, const char *app, unsigned scopes)
 		api_fail(c, API_UNAUTHORIZED, "the API key lacks the scope that this call needs");
 }
 
+/* What was found holds for all of them, however long it takes to go on with so many: a key is not trusted for long. */
 static void answer(struct api *a, const struct api_asking *x, int code, const struct store_key *k)
 {
 	bool good = code == 0 && k != NULL && !k->revoked;
-	if (good)
-		api_keys_put(a->keys, x->hash, k->application_id, k->scopes);
-	else if (code == 0)
+	unsigned scopes = good ? api_keys_put(a->keys, x->hash, k->application_id, k->scopes) : 0;
+	if (code == 0 && !good)
 		api_keys_drop(a->keys, x->hash);
 	for (size_t i = 0; i < x->n; i++) {
-		const char *app;
-		unsigned scopes;
 		if (code != 0)
 			api_fail_store(x->v[i].call, code);
-		else if (!good || api_keys_find(a->keys, x->hash, &app, &scopes) != 0)
+		else if (!good)
 			refuse_key(x->v[i].call);
 		else
-			go_on(&x->v[i], app, scopes);
+			go_on(&x->v[i], k->application_id, scopes);
 	}
 }
 

@@ -122,7 +122,7 @@ static struct key_entry *oldest(struct key_entry *set)
 	return old;
 }
 
-void api_keys_put(struct api_keys *k, const uint8_t hash[32], const char *app, const char *scopes)
+unsigned api_keys_put(struct api_keys *k, const uint8_t hash[32], const char *app, const char *scopes)
 {
 	struct key_entry *e = find(k, hash);
 	int64_t now = sys_mono_us();
@@ -138,6 +138,7 @@ void api_keys_put(struct api_keys *k, const uint8_t hash[32], const char *app, c
 	e->scopes = scopes_of(scopes);
 	e->trusted_until = now + TRUST_US;
 	e->used_at = now;
+	return e->scopes;
 }
 
 void api_keys_drop(struct api_keys *k, const uint8_t hash[32])
