@@ -681,6 +681,26 @@ START_TEST(a_row_that_was_set_aside_is_due_again_once_its_answer_is_written)
 }
 END_TEST
 
+START_TEST(a_row_that_is_held_is_leased_anew_under_its_own_attempt_only)
+{
+	static const char *const leased = "SELECT count(*) FROM refreshd.schedule WHERE lease_until > now() + interval '50 s'";
+	static const char *const run_out = "UPDATE refreshd.schedule SET lease_until = now() - interval '1 s'";
+	struct told c = claim();
+	sql(run_out);
+	ck_ok(store_hold(store, id, c.attempt_id, 60 * US_PER_S, on_verdict, &first));
+	(void)await(&first);
+	ck_assert_int_eq(number(leased), 1);
+	ck_assert_uint_eq(due_now(1).n, 0);
+	ck_assert_uint_eq(claim().n, 0);
+	import(); /* nobody has presented its tokens */
+	sql(run_out);
+	ck_ok(store_hold(store, id, c.attempt_id, 60 * US_PER_S, on_verdict, &first));
+	(void)await(&first);
+	ck_assert_int_eq(number(leased), 0);
+	ck_assert_uint_eq(due_now(100).n, 1);
+}
+END_TEST
+
 /* What a daemon makes of a connection that is switched off; of its words none is to be written. */
 static enum store_verdict leave_the_schedule(const struct told *claimed)
 {
@@ -765,6 +785,7 @@ Suite *unit_suite(void)
 	unit_add(c, a_heartbeat_does_not_make_a_wrong_schema_fit);
 	unit_add(c, a_row_leaves_the_schedule_only_as_it_was_read);
 	unit_add(c, a_row_that_was_set_aside_is_made_due_by_new_tokens_only);
+	unit_add(c, a_row_that_is_held_is_leased_anew_under_its_own_attempt_only);
 	unit_add(c, a_row_that_was_set_aside_is_due_again_once_its_answer_is_written);
 	unit_add(c, an_enrolment_that_takes_long_is_not_sent_twice);
 	suite_add_tcase(s, c);
