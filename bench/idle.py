@@ -8,6 +8,7 @@ import parts
 from parts import say, spread, status_of, wait_until
 
 DUE = 10
+REST = 1.5  # so many windows behind a start, which leaves checks and first gauges for later
 GENERATE = """
 	INSERT INTO refreshd.application VALUES ('app') ON CONFLICT DO NOTHING;
 	CREATE TEMP TABLE made AS SELECT n, md5('connection ' || n)::uuid AS id, now() + interval '10 min' + random() * interval '1 h' AS due
@@ -50,6 +51,7 @@ def at_rest(v, seconds):
 	def quiet():
 		return v.metrics().get("due_backlog") == 0 and v.quiet()
 	wait_until("nothing to do", quiet, 60)
+	time.sleep(REST * seconds)
 	meter = parts.Meter(cpu=lambda: parts.cpu_us(v.proc.pid), wakeups=lambda: parts.switches(v.proc.pid))
 	time.sleep(seconds)
 	used = meter.stop()

@@ -17,10 +17,10 @@ LEAD_S = 6           # from the start of the daemon to the first that is due
 SHARES = {"half_rate": 0.5, "tenth_rate": 0.1}
 CURVE = (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
 HOOK_SECRET = parts.w.WEBHOOK_SECRET
-# An event a connection as they are stored, enough for the whole time; told to the outbox as any change of state would.
+# Events as they are stored, enough for the whole time; told to the outbox as any change of state would. Their ids begin with the time.
 EVENTS = """INSERT INTO refreshd.event (event_id, application_id, connection_id, event_type, entity_id, entity_type, entity, occurred_at)
-	SELECT gen_random_uuid(), e.application_id, e.connection_id, e.event_type, e.entity_id, e.entity_type, e.entity, now()
-	FROM (SELECT * FROM refreshd.event LIMIT 1) e, generate_series(1, %d)"""
+	SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || lpad(to_hex(n), 20, '0'))::uuid, e.application_id, e.connection_id, e.event_type, e.entity_id, e.entity_type, e.entity, now()
+	FROM (SELECT * FROM refreshd.event LIMIT 1) e, generate_series(1, %d) n"""
 
 
 def receiver(place):

@@ -53,7 +53,7 @@ SHORT_OF = {
 		"the schedule is one more row, and the sealed reply goes through a journal and its own fdatasync first. None of it can be left out without breaking a promise. With both cores busy the rates are as the CPU times.",
 	"node_undici.ratio": "With both cores busy, rates are as the CPU of all processes together for one operation. The provider's and Postgres' part of a refresh alone is a fifth of what the script takes with everything, so that five times "
 		"its rate would leave the daemon nothing. The script writes no lease and no journal, seals nothing, and loses a token when it is killed.",
-	"idle.wakeups_per_s": "Polls, heartbeats, upkeep of webhooks and gauges, each in its own time; the window includes what a start leaves behind. Some of them share a wake-up when they fall together.",
+	"idle.wakeups_per_s": "Polls, heartbeats, upkeep of webhooks and gauges, each in its own time. Some of them share a wake-up when they fall together.",
 	"webhooks.per_s": "Beside refreshes at half rate, on the same two cores: a delivery costs a claim, a signed POST, and a record. One receiver gets four requests at once, up to sixteen while it answers quickly; with fewer cores than "
 		"processes each round through all of them takes milliseconds. Alone they are three to four times as many.",
 	"import_api.ratio_to_trivial": "A trivial server does a fifth of the work: an import is read strictly, sealed, and written to four tables with seven indexes, and its answer waits for the commit. The next group is sealed while the database works and sent before the last one is answered, "
