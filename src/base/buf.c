@@ -84,9 +84,10 @@ int buf_reserve(struct buf *b, size_t n)
 		cap = b->max + 1;
 	if (cap < need)
 		cap = need;
-	uint8_t *block = mem_calloc(cap, 1);
+	uint8_t *block = mem_raw(cap);
 	if (b->len > 0)
 		memcpy(block, b->data, b->len);
+	block[b->len] = '\0';
 	drop_block(b);
 	b->data = block;
 	b->cap = cap;

@@ -29,7 +29,7 @@ bool header_is_transport(const char *name)
 		"Trailer", "Transfer-Encoding", "Upgrade" };
 	size_t n = strlen(name);
 	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
-		if (str_eq_nocase(name, n, words[i]))
+		if ((name[0] | 0x20) == (words[i][0] | 0x20) && str_eq_nocase(name, n, words[i]))
 			return true;
 	}
 	return false;

@@ -57,6 +57,15 @@ void *mem_alloc(size_t size)
 	return mem_calloc(1, size);
 }
 
+void *mem_raw(size_t size)
+{
+	void *p = malloc(size > 0 ? size : 1);
+
+	if (p == NULL)
+		die_no_memory();
+	return p;
+}
+
 void *mem_calloc(size_t n, size_t size)
 {
 	size_t bytes;
@@ -65,7 +74,7 @@ void *mem_calloc(size_t n, size_t size)
 		die_no_memory();
 	/* glibc's calloc passes by the thread's cache of freed blocks: twice the price for the small ones. */
 	if (bytes <= SMALL)
-		return memset(mem_realloc(NULL, bytes, 1), 0, bytes);
+		return memset(mem_raw(bytes), 0, bytes);
 	void *p = calloc(n, size);
 	if (p == NULL)
 		die_no_memory();
@@ -92,9 +101,10 @@ char *mem_strdup(const char *s)
 char *mem_strndup(const char *s, size_t n)
 {
 	size_t len = strnlen(s, n);
-	char *copy = mem_calloc(len + 1, 1);
+	char *copy = mem_raw(len + 1);
 
 	memcpy(copy, s, len);
+	copy[len] = '\0';
 	return copy;
 }
 

@@ -14,6 +14,7 @@
 #define RETURNS_NONNULL __attribute__((returns_nonnull, warn_unused_result))
 
 void *mem_alloc(size_t size) RETURNS_NONNULL;			/* zeroed */
+void *mem_raw(size_t size) RETURNS_NONNULL;			/* not zeroed */
 void *mem_calloc(size_t n, size_t size) RETURNS_NONNULL;	/* zeroed, overflow-checked */
 void *mem_realloc(void *p, size_t n, size_t size) RETURNS_NONNULL; /* overflow-checked; new bytes not zeroed */
 char *mem_strdup(const char *s) RETURNS_NONNULL;

@@ -54,6 +54,7 @@ struct httpc_request {
 	int64_t timeout_us;	/* whole request, name resolution included */
 	int64_t connect_timeout_us;
 	size_t max_reply_bytes; /* body cap; headers are capped at 64 KiB in all */
+	/* These live until the completion. */
 	const char *ca_file;	/* NULL: the client's */
 	const char *cert_file, *key_file; /* mutual TLS, or NULL */
 	/* Asked for every address before a connection to it is used (also a reused one); NULL: all allowed.

@@ -104,11 +104,6 @@ static int check(const struct httpc_request *req, struct httpc_call_env *env, st
 	return add_headers(c, req, env, f);
 }
 
-static char *copy(const char *s)
-{
-	return s != NULL ? mem_strdup(s) : NULL;
-}
-
 int httpc_call_new(const struct httpc_request *req, struct httpc_call_env *env, struct httpc_call **out, struct fault *f)
 {
 	struct httpc_call *c = mem_alloc(sizeof *c);
@@ -125,9 +120,9 @@ int httpc_call_new(const struct httpc_request *req, struct httpc_call_env *env, 
 #ifdef REFRESHD_TORTURE
 	c->watched = req->watched;
 #endif
-	c->ca_file = copy(req->ca_file);
-	c->cert_file = copy(req->cert_file);
-	c->key_file = copy(req->key_file);
+	c->ca_file = req->ca_file;
+	c->cert_file = req->cert_file;
+	c->key_file = req->key_file;
 	c->timeout_us = req->timeout_us;
 	c->connect_timeout_us = req->connect_timeout_us > 0 ? req->connect_timeout_us : req->timeout_us;
 	c->addr_allowed = req->addr_allowed;
@@ -157,9 +152,6 @@ void httpc_call_free(struct httpc_call *c)
 	mem_free(c->headers);
 	curl_slist_free_all(c->resolve);
 	httpc_url_unref(c->url);
-	mem_free(c->ca_file);
-	mem_free(c->cert_file);
-	mem_free(c->key_file);
 	c->magic = 0;
 	mem_free(c);
 }

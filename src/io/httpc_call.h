@@ -31,7 +31,7 @@ struct httpc_call {
 	struct buf header_text; /* secret */
 	struct curl_slist *resolve;
 	struct buf body;
-	char *ca_file, *cert_file, *key_file;
+	const char *ca_file, *cert_file, *key_file;
 	int64_t timeout_us, connect_timeout_us;
 	bool (*addr_allowed)(const struct sockaddr *sa, void *arg);
 	void *addr_arg;

@@ -233,7 +233,7 @@ static int add_header(struct builder *b, const char *name, const char *value, si
 			"provider %s: header \"%s\" would hold a control character", key, name);
 
 	size_t i = b->req.n_headers++;
-	b->req.headers[i].name = mem_strdup(name);
+	b->req.headers[i].name = name;
 	buf_init_secret(&b->req.headers[i].value, MAX_VALUE);
 	return too_long(b, buf_append(&b->req.headers[i].value, value, n), name);
 }
@@ -282,8 +282,11 @@ static int add_client_auth(struct builder *b)
 
 static int write_form(struct builder *b, struct buf *out)
 {
-	int rc = 0;
+	size_t room = 0;
 
+	for (size_t i = 0; i < b->n_params; i++)
+		room += strlen(b->params[i].name) + b->params[i].value.len + strlen("=&");
+	int rc = buf_reserve(out, room);
 	for (size_t i = 0; rc == 0 && i < b->n_params; i++) {
 		const struct param *p = &b->params[i];
 		if (p->value.len == 0)
@@ -430,9 +433,7 @@ void grant_request_fini(struct grant_request *r)
 {
 	buf_fini(&r->url);
 	buf_fini(&r->body);
-	for (size_t i = 0; i < r->n_headers; i++) {
-		mem_free(r->headers[i].name);
+	for (size_t i = 0; i < r->n_headers; i++)
 		buf_fini(&r->headers[i].value);
-	}
 	r->n_headers = 0;
 }

@@ -34,7 +34,7 @@ struct grant_request {
 	bool url_is_constant; /* that of the provider, with nothing of the connection in it */
 	struct buf body; /* secret */
 	struct {
-		char *name;
+		const char *name; /* borrowed from the provider or a constant */
 		struct buf value; /* secret */
 	} headers[GRANT_MAX_HEADERS];
 	size_t n_headers;

@@ -215,6 +215,17 @@ static bool take_word(struct reader *r, const char *word)
 
 static bool take_value(struct reader *r, unsigned depth, struct json_object **out);
 
+/* The name in storage that json-c may point to for ever; NULL: not one of those that nearly every reply has. */
+static const char *usual_name(const char *name, size_t n)
+{
+	static const char *const usual[] = {"access_token", "refresh_token", "expires_in", "token_type", "scope"};
+
+	for (size_t i = 0; i < sizeof(usual) / sizeof(usual[0]); i++)
+		if (strncmp(name, usual[i], n) == 0 && usual[i][n] == '\0')
+			return usual[i];
+	return NULL;
+}
+
 static bool take_member(struct reader *r, unsigned depth, struct json_object *to)
 {
 	const char *name;
@@ -231,7 +242,9 @@ static bool take_member(struct reader *r, unsigned depth, struct json_object *to
 		grant_parse_free(value);
 		return false;
 	}
-	ALWAYS(json_object_object_add_ex(to, key, value, JSON_C_OBJECT_ADD_KEY_IS_NEW) == 0);
+	const char *usual = usual_name(name, n);
+	unsigned how = JSON_C_OBJECT_ADD_KEY_IS_NEW | (usual != NULL ? JSON_C_OBJECT_ADD_CONSTANT_KEY : 0);
+	ALWAYS(json_object_object_add_ex(to, usual != NULL ? usual : key, value, how) == 0);
 	return true;
 }
 

@@ -10,6 +10,8 @@
 
 #define FORMAT 0x01
 #define CLEAR_BYTES (1 + 16 + 8 + 8)
+#define PLAIN_BYTES (9 * 8 + 32) /* of the sealed part, beside content type, retry-after and body */
+#define SEAL_BYTES 128		 /* what sealing adds is less */
 
 void reply_init(struct reply *r)
 {
@@ -84,7 +86,11 @@ int reply_encode(const struct reply *r, struct keyring *k, struct buf *out)
 	bytes_put_be64(clear + 25, (uint64_t)r->token_version);
 	struct buf plain;
 	buf_init_secret(&plain, REPLY_BODY_MAX + 1024);
-	int e = encode_plain(r, &plain);
+	int e = buf_reserve(&plain, PLAIN_BYTES + strlen(r->content_type) + strlen(r->retry_after) + r->body.len);
+	if (e == 0)
+		e = encode_plain(r, &plain);
+	if (e == 0)
+		e = buf_reserve(out, sizeof clear + plain.len + SEAL_BYTES);
 	if (e == 0)
 		e = buf_append(out, clear, sizeof clear);
 	if (e == 0)

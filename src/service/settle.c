@@ -26,6 +26,12 @@
 
 /* ---------------------------------------------------------------- facts */
 
+/* As most connections have it: not worth a tree. */
+static bool is_empty(const char *json, size_t n)
+{
+	return n == 2 && memcmp(json, "{}", 2) == 0;
+}
+
 static int open_json(struct keyring *k, enum seal_column col, const uint8_t id[16], int64_t version, const void *sealed, size_t n,
 	struct json_object **out, struct fault *f)
 {
@@ -34,7 +40,7 @@ static int open_json(struct keyring *k, enum seal_column col, const uint8_t id[1
 	struct buf plain;
 	buf_init_secret(&plain, SEAL_COLUMN_MAX);
 	int e = seal_open(k, col, id, version, sealed, n, &plain);
-	if (e == 0) {
+	if (e == 0 && !is_empty(buf_str(&plain), plain.len)) {
 		*out = grant_parse_json(buf_str(&plain), plain.len);
 		if (*out == NULL)
 			e = ST_SYNTAX;
@@ -46,8 +52,33 @@ static int open_json(struct keyring *k, enum seal_column col, const uint8_t id[1
 /* The quick parser refuses what json-c has always taken from the database. */
 static struct json_object *parse_metadata(const char *s)
 {
+	if (is_empty(s, strlen(s)))
+		return NULL;
 	struct json_object *o = grant_parse_json(s, strlen(s));
 	return o != NULL ? o : json_tokener_parse(s);
+}
+
+/* Each allocation costs more than its bytes. */
+static void copy_texts(struct settle_facts *x, const struct store_claimed *c)
+{
+	const struct {
+		const char *from;
+		const char **to;
+	} texts[] = {
+		{ c->key.application_id, &x->application_id },
+		{ c->key.consumer_id, &x->consumer_id },
+		{ c->key.unified_api, &x->unified_api },
+		{ c->key.service_id, &x->service_id },
+		{ c->scope, &x->scope },
+	};
+	size_t len[sizeof texts / sizeof *texts], all = 0;
+	for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+		all += len[i] = texts[i].from != NULL ? strlen(texts[i].from) + 1 : 0;
+	char *at = x->text = mem_raw(all);
+	for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+		*texts[i].to = len[i] > 0 ? memcpy(at, texts[i].from, len[i]) : NULL;
+		at += len[i];
+	}
 }
 
 void settle_facts_plain(struct settle_facts *x, const struct store_claimed *c)
@@ -58,10 +89,7 @@ void settle_facts_plain(struct settle_facts *x, const struct store_claimed *c)
 	x->token_version = c->token_version;
 	x->due_at = c->due_at;
 	x->doubts = c->doubts;
-	x->application_id = mem_strdup(c->key.application_id);
-	x->consumer_id = mem_strdup(c->key.consumer_id);
-	x->unified_api = mem_strdup(c->key.unified_api);
-	x->service_id = mem_strdup(c->key.service_id);
+	copy_texts(x, c);
 	x->auth_type = c->auth_type;
 	x->enabled = c->enabled;
 	x->state = c->state;
@@ -76,7 +104,6 @@ void settle_facts_plain(struct settle_facts *x, const struct store_claimed *c)
 	x->expires_at = c->expires_at;
 	x->refresh_issued_at = c->refresh_issued_at;
 	x->refresh_expires_at = c->refresh_expires_at;
-	x->scope = c->scope != NULL ? mem_strdup(c->scope) : NULL;
 	x->metadata = c->metadata != NULL ? parse_metadata(c->metadata) : NULL;
 	buf_init_secret(&x->refresh_token, TOKEN_MAX);
 }
@@ -103,11 +130,7 @@ int settle_facts_init(struct settle_facts *x, struct keyring *k, const struct st
 
 void settle_facts_fini(struct settle_facts *x)
 {
-	mem_free(x->application_id);
-	mem_free(x->consumer_id);
-	mem_free(x->unified_api);
-	mem_free(x->service_id);
-	mem_free(x->scope);
+	mem_free(x->text);
 	buf_fini(&x->refresh_token);
 	json_object_put(x->metadata);
 	grant_parse_free(x->settings);

@@ -16,7 +16,8 @@ struct settle_facts {
 	uint8_t id[16];
 	int64_t attempt_id, token_version, due_at;
 	int doubts;
-	char *application_id, *consumer_id, *unified_api, *service_id;
+	char *text; /* one block for the names and the scope */
+	const char *application_id, *consumer_id, *unified_api, *service_id;
 	enum auth_type auth_type;
 	bool enabled;
 	enum conn_state state;
@@ -25,7 +26,7 @@ struct settle_facts {
 	int failures;
 	int64_t created_at, updated_at, first_failed_at, last_failed_at;
 	int64_t issued_at, expires_at, refresh_issued_at, refresh_expires_at;
-	char *scope;
+	const char *scope; /* NULL: not known */
 	bool opened; /* what was sealed is here: the next line and the captured fields */
 	struct buf refresh_token; /* secret, plain; empty: none */
 	struct json_object *settings, *captured, *metadata; /* NULL: none */

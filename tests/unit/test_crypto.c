@@ -413,6 +413,7 @@ static void check_refused(struct keyring *k, const void *aad, size_t aad_len, co
 
 	ck_ok(buf_puts(&out, "kept"));
 	ck_ok(buf_reserve(&out, 500));
+	memset(out.data + out.len, 0, out.cap - out.len);
 	int rc = crypto_open(k, aad, aad_len, p, n, &out);
 	ck_assert(rc == ST_CRYPTO || rc == ST_NO_KEY);
 	ck_assert_str_eq(buf_str(&out), "kept");
