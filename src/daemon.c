@@ -27,6 +27,7 @@
 
 #define EXIT_FAILED 1
 /* After SIGTERM: a request's whole timeout, and this much for the database. What is not committed then is in the journal. */
+#define RECOVER_REFUSALS_MAX 3
 #define DRAIN_EXTRA_US (30 * US_PER_S)
 /* Nothing is looked for that was started longer before it was due. */
 #define EARLIEST_US (3600 * US_PER_S)
@@ -91,7 +92,7 @@ static void on_recovered_early(void *arg, int code, int64_t rows)
 	struct daemon *d = arg;
 	MAGIC_CHECK(d, DAEMON_MAGIC);
 	/* The database went away: once more when it is back. One that takes too long is not asked again and again. */
-	d->recover_early = code != 0 && store_state(d->store) != STORE_READY;
+	d->recover_early = code != 0 && code != ST_DENIED && store_state(d->store) != STORE_READY;
 	tell_in_doubt(code == 0 ? rows : 0);
 }
 
@@ -116,8 +117,10 @@ static void on_recovered(void *arg, int code, int64_t rows)
 	MAGIC_CHECK(d, DAEMON_MAGIC);
 	if (d->phase != PHASE_RECOVERING)
 		return;
-	/* A row that takes no write at all must not keep all the others: the leases end by themselves. */
-	bool refused = code == ST_DENIED && store_state(d->store) == STORE_READY;
+	/* A row that takes no write at all must not keep all the others: the leases end by themselves. What blames the schema may be right, so
+	 * that is looked at in between. */
+	d->recover_refusals += code == ST_DENIED;
+	bool refused = code == ST_DENIED && (store_state(d->store) == STORE_READY || d->recover_refusals >= RECOVER_REFUSALS_MAX);
 	if (code != 0 && !refused) {
 		set_phase(d, PHASE_REPLAYING); /* the next READY or tick comes back here */
 		return;

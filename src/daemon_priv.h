@@ -52,6 +52,7 @@ struct daemon {
 	uint8_t home[16];
 	int64_t wall_offset_us; /* wall minus mono, at the last look */
 	bool clock_off;		/* and the machine's clock did not count then */
+	unsigned recover_refusals; /* in a row, at this start */
 	bool recover_early;	/* to be sent again when the database is back */
 };
 

@@ -199,21 +199,23 @@ def poisoned(tap, world):
 
 
 BLOCK = """CREATE FUNCTION watch.block() RETURNS trigger LANGUAGE plpgsql AS
-	'BEGIN RAISE EXCEPTION USING ERRCODE = ''23514'', MESSAGE = ''no''; END';
+	'BEGIN RAISE EXCEPTION USING ERRCODE = ''%s'', MESSAGE = ''no''; END';
 	CREATE TRIGGER block BEFORE UPDATE ON refreshd.schedule FOR EACH ROW WHEN (OLD.connection_id = '%s' AND OLD.lease_owner IS NOT NULL AND %s)
 	EXECUTE FUNCTION watch.block();"""
 
 
 def held(tap, world):
 	"""A row that takes neither its result nor its quarantine: nobody presents its token again, whatever becomes of its lease."""
-	for name, when in (("rheld", "(NEW.lease_owner IS NULL OR NEW.due_at = 'infinity')"), ("rstone", "true")):
+	some, all_of_them = "(NEW.lease_owner IS NULL OR NEW.due_at = 'infinity')", "true"
+	for name, code, when in (("rheld", "42703", some), ("rstone", "42703", all_of_them)) + (
+			(("rheld2", "23514", some), ("rstone2", "23514", all_of_them)) if LONG else ()):
 		v = loaded(world, name, life=LIFE)
 		row = v.sql("SELECT connection_id FROM refreshd.credential LIMIT 1")
 		family = int(v.sql("SELECT substr(consumer_id, 2) FROM refreshd.connection WHERE connection_id = '%s'" % row))
-		v.sql(BLOCK % (row, when))
+		v.sql(BLOCK % (code, row, when))
 		wait_until("the row to be held", lambda: v.logged("refresh.held"), LIFE + 10)
 		used = presented(world, name, family)
-		if name == "rheld":
+		if when == some:
 			renewed_and_left_alone(tap, v, row)
 		else:  # not even its lease can be renewed: it ran out
 			run_out(v, row)
@@ -224,7 +226,7 @@ def held(tap, world):
 		wait_until("it to be held again after a restart", lambda: len(v.logged("refresh.held")) == 2, 20)
 		others_go_on(tap, v, row)
 		tap.equal("%s: nor after a restart" % name, presented(world, name, family), used)
-		tap.equal("%s: what cannot be freed is told, and kept nobody from starting" % name, len(v.logged("daemon.recover_refused")), int(name == "rstone"))
+		tap.equal("%s: what cannot be freed is told, and kept nobody from starting" % name, len(v.logged("daemon.recover_refused")), int(when == all_of_them))
 		v.sql("DROP TRIGGER block ON refreshd.schedule")
 		wait_until("its answer to be written without a restart", lambda: v.count("refreshd.schedule WHERE connection_id = '%s'"
 			" AND lease_owner IS NULL" % row) == 1, 40)
