@@ -278,28 +278,27 @@ int str_hex_parse(const char *s, size_t n, uint8_t *out, size_t out_len)
 	return 0;
 }
 
-/* A bit for every ASCII character: what stays as it is. */
-struct plain_set {
-	uint64_t bits[2];
-};
-#define BIT(c) (UINT64_C(1) << ((c) & 63))
-#define DIGITS UINT64_C(0x03ff000000000000)
-#define LETTERS UINT64_C(0x07fffffe07fffffe)
+/* What stays as it is. A URI: RFC 3986 2.3. A form: HTML 4.01 17.13.4.1 with the set that browsers leave alone; the space is handled
+ * apart. */
+enum plain_set { IN_URI = 1, IN_FORM = 2 };
 
-/* RFC 3986 2.3 */
-static const struct plain_set unreserved = {{DIGITS | BIT('-') | BIT('.'), LETTERS | BIT('_') | BIT('~')}};
-
-/* HTML 4.01 17.13.4.1 with the set that browsers leave alone; the space is handled apart. */
-static const struct plain_set form_plain = {{DIGITS | BIT('-') | BIT('.') | BIT('*'), LETTERS | BIT('_')}};
-
-static bool is_plain(const struct plain_set *set, char c)
+static bool is_plain(enum plain_set set, char c)
 {
-	uint8_t b = (uint8_t)c;
+	static const uint8_t sets[256] = {
+		['0' ... '9'] = IN_URI | IN_FORM,
+		['A' ... 'Z'] = IN_URI | IN_FORM,
+		['a' ... 'z'] = IN_URI | IN_FORM,
+		['-'] = IN_URI | IN_FORM,
+		['.'] = IN_URI | IN_FORM,
+		['_'] = IN_URI | IN_FORM,
+		['~'] = IN_URI,
+		['*'] = IN_FORM,
+	};
 
-	return b < 128 && (set->bits[b >> 6] >> (b & 63) & 1) != 0;
+	return (sets[(uint8_t)c] & set) != 0;
 }
 
-static size_t plain_run(const struct plain_set *set, const char *p, size_t n)
+static size_t plain_run(enum plain_set set, const char *p, size_t n)
 {
 	size_t i = 0;
 
@@ -308,7 +307,7 @@ static size_t plain_run(const struct plain_set *set, const char *p, size_t n)
 	return i;
 }
 
-static int escape(struct buf *out, const char *p, size_t n, const struct plain_set *plain, bool plus)
+static int escape(struct buf *out, const char *p, size_t n, enum plain_set plain, bool plus)
 {
 	static const char digits[] = "0123456789ABCDEF";
 	size_t len = plain_run(plain, p, n);
@@ -342,12 +341,12 @@ static int escape(struct buf *out, const char *p, size_t n, const struct plain_s
 
 int str_form_encode(struct buf *out, const char *p, size_t n)
 {
-	return escape(out, p, n, &form_plain, true);
+	return escape(out, p, n, IN_FORM, true);
 }
 
 int str_percent_encode(struct buf *out, const char *p, size_t n)
 {
-	return escape(out, p, n, &unreserved, false);
+	return escape(out, p, n, IN_URI, false);
 }
 
 /* The decoded length, or ST_SYNTAX. */
@@ -422,26 +421,24 @@ size_t str_utf8_char(const void *p, size_t n)
 	return len;
 }
 
-/* ---- eight bytes at a time: each of the tests has the high bit set in some byte if any byte fits */
+/* ---- sixteen bytes at a time: a comparison fills the lanes where it holds with ones */
 
-#define EACH(byte) (UINT64_C(0x0101010101010101) * (byte))
+typedef uint8_t lanes __attribute__((vector_size(16)));
 
-static uint64_t eight_at(const uint8_t *b)
+static lanes lanes_at(const uint8_t *b)
 {
-	uint64_t x;
+	lanes x;
 
 	memcpy(&x, b, sizeof(x));
 	return x;
 }
 
-static uint64_t any_below(uint64_t x, uint8_t limit) /* limit at most 0x80 */
+static bool any(lanes found)
 {
-	return (x - EACH(limit)) & ~x & EACH(0x80);
-}
+	uint64_t halves[2];
 
-static uint64_t any_equal(uint64_t x, uint8_t c)
-{
-	return any_below(x ^ EACH(c), 1);
+	memcpy(halves, &found, sizeof(halves));
+	return (halves[0] | halves[1]) != 0;
 }
 
 size_t str_json_run(const void *p, size_t n)
@@ -449,11 +446,10 @@ size_t str_json_run(const void *p, size_t n)
 	const uint8_t *b = p;
 	size_t i = 0;
 
-	while (n - i >= 8) {
-		uint64_t x = eight_at(b + i);
-		if ((any_below(x, 0x20) | any_equal(x, '"') | any_equal(x, '\\')) != 0)
+	for (; n - i >= sizeof(lanes); i += sizeof(lanes)) {
+		lanes x = lanes_at(b + i);
+		if (any((lanes)((x < 0x20) | (x == '"') | (x == '\\'))))
 			break;
-		i += 8;
 	}
 	while (i < n && b[i] >= 0x20 && b[i] != '"' && b[i] != '\\')
 		i++;
@@ -465,8 +461,8 @@ bool str_is_utf8(const void *p, size_t n)
 	const uint8_t *b = p;
 
 	for (size_t i = 0, len; i < n; i += len) {
-		len = 8;
-		if (n - i >= 8 && (eight_at(b + i) & EACH(0x80)) == 0)
+		len = sizeof(lanes);
+		if (n - i >= len && !any(lanes_at(b + i) & 0x80))
 			continue;
 		len = str_utf8_char(b + i, n - i);
 		if (len == 0)
@@ -480,9 +476,9 @@ bool str_is_vschar(const void *p, size_t n)
 	const uint8_t *b = p;
 	size_t i = 0;
 
-	for (; n - i >= 8; i += 8) {
-		uint64_t x = eight_at(b + i);
-		if (((x & EACH(0x80)) | any_below(x, 0x20) | any_equal(x, 0x7f)) != 0)
+	for (; n - i >= sizeof(lanes); i += sizeof(lanes)) {
+		lanes x = lanes_at(b + i);
+		if (any((lanes)((x < 0x20) | (x > 0x7e))))
 			return false;
 	}
 	for (; i < n; i++) {
@@ -497,9 +493,9 @@ bool str_has_ctl(const void *p, size_t n)
 	const uint8_t *b = p;
 	size_t i = 0;
 
-	for (; n - i >= 8; i += 8) {
-		uint64_t x = eight_at(b + i);
-		if ((any_below(x, 0x20) | any_equal(x, 0x7f)) != 0)
+	for (; n - i >= sizeof(lanes); i += sizeof(lanes)) {
+		lanes x = lanes_at(b + i);
+		if (any((lanes)((x < 0x20) | (x == 0x7f))))
 			return true;
 	}
 	for (; i < n; i++) {

@@ -167,7 +167,7 @@ static const char *skip_blanks(const char *s)
 
 int64_t policy_retry_after_us(const char *value, int64_t now, int64_t max_us)
 {
-	if (value == NULL || max_us <= 0)
+	if (value == NULL || value[0] == '\0' || max_us <= 0)
 		return 0;
 	const char *s = skip_blanks(value);
 	size_t n = strlen(s);

@@ -243,7 +243,7 @@ struct batch {
 	struct refresh *owner;
 	struct batch *next;
 	size_t n;
-	struct store_want want[REFRESH_BATCH];
+	struct store_want want[];
 };
 
 /* After an unknown COMMIT the leases may be held: give them back, they were not sent. */
@@ -296,7 +296,7 @@ static void send_claim(struct refresh *r, struct batch *b);
 
 static struct batch *part_of(const struct batch *b, size_t from, size_t n)
 {
-	struct batch *part = mem_alloc(sizeof *part);
+	struct batch *part = mem_alloc(sizeof *part + n * sizeof *part->want);
 	part->owner = b->owner;
 	part->n = n;
 	memcpy(part->want, b->want + from, n * sizeof *part->want);
@@ -391,7 +391,7 @@ bool refresh_has(struct refresh *r, const uint8_t id[16])
 void refresh_claim(struct refresh *r, const struct refresh_want *v, size_t n)
 {
 	ALWAYS(n >= 1 && n <= REFRESH_BATCH && r->conf != NULL);
-	struct batch *b = mem_alloc(sizeof *b);
+	struct batch *b = mem_alloc(sizeof *b + n * sizeof *b->want);
 	b->owner = r;
 	int64_t now = sys_mono_us();
 	for (size_t i = 0; i < n; i++) {
