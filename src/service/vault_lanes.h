@@ -9,7 +9,7 @@
 
 #include "service/vault_import.h"
 
-#define VAULT_LANES_CHUNK 2000
+#define VAULT_LANES_CHUNK 4000
 #define VAULT_LANES_CHUNK_BYTES ((size_t)16 * 1024 * 1024) /* three chunks are in memory at most */
 
 struct vault_lanes_chunk { /* owns its imports; the caller fills in one after the other */

@@ -233,8 +233,8 @@ def test_import(w):
 	check(d.code == 1 and "nothing was written" in d.out and w.sql("select count(*) from refreshd.connection") == before
 		and w.sql("select count(*) from refreshd.application where application_id = 'strict-app'") == "0",
 		"--strict writes nothing when a line is bad", d)
-	d = w.run("import", "-", "--strict", stdin=lines(*[line("s%d" % (i % 2100)) for i in range(4200)]))
-	check(d.code == 0 and "2100 updated" in d.out, "--strict over several chunks", d)
+	d = w.run("import", "-", "--strict", stdin=lines(*[line("s%d" % (i % 4100)) for i in range(8200)]))
+	check(d.code == 0 and "4100 updated" in d.out, "--strict over several chunks", d)
 	d = w.run("import", "-", "--create-apps", stdin=lines(line("n1", app="new-app")))
 	check(d.code == 0 and w.sql("select count(*) from refreshd.application where application_id = 'new-app'") == "1",
 		"--create-apps makes the application", d)
@@ -321,14 +321,14 @@ def test_race(w):
 def test_interrupt(w):
 	p = subprocess.Popen([CTL, "-c", w.conf, "import", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
 		stderr=subprocess.PIPE, env=clean_env())
-	p.stdin.write(lines(*[line("int%d" % i) for i in range(2500)]).encode())
+	p.stdin.write(lines(*[line("int%d" % i) for i in range(4500)]).encode())
 	p.stdin.flush()
-	wait_until("the first chunk", lambda: w.sql("select count(*) from refreshd.connection where consumer_id like 'int%'") == "2000")
+	wait_until("the first chunk", lambda: w.sql("select count(*) from refreshd.connection where consumer_id like 'int%'") == "4000")
 	p.send_signal(2)
 	out, err = p.communicate(timeout=30)
 	d = Done(p, out, err)
 	everything.append(d.out + d.err)
-	check(d.code == 1 and "lines 1 to 2000 are committed" in d.err, "an interrupt says what is committed", d)
+	check(d.code == 1 and "lines 1 to 4000 are committed" in d.err, "an interrupt says what is committed", d)
 
 
 def test_list_show(w):

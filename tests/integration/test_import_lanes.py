@@ -12,7 +12,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from world import CLIENT_SECRET, REFRESHCTL, Tap, World, clean_env, wait_until
 
-CHUNK = 2000
+CHUNK = 4000
 SEED = int(os.environ.get("SEED") or int.from_bytes(os.urandom(4), "little"))
 OURS = "application_name = 'refreshctl' AND datname = current_database()"
 
