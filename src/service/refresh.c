@@ -1,8 +1,8 @@
 /*
- * refresh - what is in our hands: the states of an attempt, claims, room, drain.
+ * refresh - what is in our hands: the states of an attempt, claims, room.
  *
  * The order is the promise: committed claim (here), then send, then journal, then parse (refresh_send.c), then write
- * (refresh_persist.c); refresh_replay.c feeds in the answers of an earlier life.
+ * (refresh_persist.c); refresh_replay.c feeds in the answers of an earlier life, refresh_drain.c lets all of it come to an end.
  */
 #include "service/refresh.h"
 
@@ -203,19 +203,6 @@ void attempt_end(struct attempt *a, bool claimed)
 	refresh_check_idle(r);
 }
 
-static bool is_idle(const struct refresh *r)
-{
-	return r->drain_left || (r->in_hand == 0 && r->events == NULL);
-}
-
-void refresh_check_idle(struct refresh *r)
-{
-	if (replay_is_through(r))
-		loop_defer(r->loop, &r->replayed_task);
-	if (r->draining && is_idle(r))
-		loop_defer(r->loop, &r->drained_task);
-}
-
 void attempt_settle(struct attempt *a)
 {
 	struct refresh *r = a->owner;
@@ -242,6 +229,7 @@ void attempt_release(struct attempt *a, int64_t due_at)
 struct batch {
 	struct refresh *owner;
 	struct batch *next;
+	bool at_fault; /* the same claim of nobody works */
 	size_t n;
 	struct store_want want[];
 };
@@ -263,7 +251,7 @@ static void fail_batch(struct batch *b, enum pg_class class)
 #define REFUSED_MAX 64
 #define REFUSED_PAUSE_US (5 * 60 * US_PER_S)
 
-static void end_refused(struct refresh *r, int64_t until_us)
+void refresh_end_refused(struct refresh *r, int64_t until_us)
 {
 	while (r->refused.first != NULL && r->refused.first->again_us <= until_us)
 		attempt_end(queue_take(&r->refused), false);
@@ -275,7 +263,7 @@ static void end_refused(struct refresh *r, int64_t until_us)
 
 static void on_refused_over(void *arg)
 {
-	end_refused(arg, sys_mono_us());
+	refresh_end_refused(arg, sys_mono_us());
 }
 
 /* It stays in our hands for a pause, so that it is not asked for with every poll. */
@@ -289,7 +277,7 @@ static void refuse(struct refresh *r, const uint8_t id[16])
 	log_error("refresh.claim_refused", K_ID(id), K_TEXT("hint", "its row cannot be read or written; it is left alone for five minutes"));
 	a->again_us = sys_mono_us() + REFUSED_PAUSE_US;
 	queue_push(&r->refused, a);
-	end_refused(r, r->draining ? INT64_MAX : 0);
+	refresh_end_refused(r, r->draining ? INT64_MAX : 0);
 }
 
 static void send_claim(struct refresh *r, struct batch *b);
@@ -298,6 +286,7 @@ static struct batch *part_of(const struct batch *b, size_t from, size_t n)
 {
 	struct batch *part = mem_alloc(sizeof *part + n * sizeof *part->want);
 	part->owner = b->owner;
+	part->at_fault = b->at_fault;
 	part->n = n;
 	memcpy(part->want, b->want + from, n * sizeof *part->want);
 	return part;
@@ -307,7 +296,7 @@ static struct batch *part_of(const struct batch *b, size_t from, size_t n)
 static bool take_apart(struct batch *b, enum pg_class class)
 {
 	struct refresh *r = b->owner;
-	if (class != PG_CLASS_BUG || store_state(r->store) != STORE_READY || r->refused.n >= REFUSED_MAX)
+	if (class != PG_CLASS_BUG || (store_state(r->store) != STORE_READY && !b->at_fault) || r->refused.n >= REFUSED_MAX)
 		return false;
 	if (b->n == 1) {
 		refuse(r, b->want[0].id);
@@ -333,6 +322,34 @@ static void next_claim(struct refresh *r)
 	refresh_tell_gate(r, NULL);
 }
 
+static void claim_failed(struct batch *b, enum pg_class class)
+{
+	struct refresh *r = b->owner;
+	if (!take_apart(b, class))
+		fail_batch(b, class);
+	mem_free(b);
+	next_claim(r);
+}
+
+static void on_probed(void *arg, int code, enum pg_class class, const struct store_claimed *v, size_t n)
+{
+	struct batch *b = arg;
+	(void)class, (void)v, (void)n;
+	b->at_fault = code == 0;
+	claim_failed(b, PG_CLASS_BUG);
+}
+
+/* Is it the schema, or does a row only say so, by a trigger that lacks a right? */
+static bool probe(struct batch *b, enum pg_class class)
+{
+	const struct refresh *r = b->owner;
+	if (class != PG_CLASS_BUG || b->at_fault || store_state(r->store) == STORE_READY)
+		return false;
+	struct store_want nobody = b->want[0];
+	sys_uuid4(nobody.id);
+	return store_claim(r->store, &nobody, 1, r->conf->refresh.lease_us, r->conf->refresh.timeout_us, on_probed, b) == 0;
+}
+
 static void on_claimed(void *arg, int code, enum pg_class class, const struct store_claimed *v, size_t n)
 {
 	struct batch *b = arg;
@@ -340,10 +357,8 @@ static void on_claimed(void *arg, int code, enum pg_class class, const struct st
 	MAGIC_CHECK(r, REFRESH_MAGIC);
 	if (code != 0) {
 		log_warning("refresh.claim_failed", K_COUNT(b->n), K_WORD("class", pg_class_word(class)));
-		if (!take_apart(b, class))
-			fail_batch(b, class);
-		mem_free(b);
-		next_claim(r);
+		if (!probe(b, class))
+			claim_failed(b, class);
 		return;
 	}
 	bool more = r->claims != NULL;
@@ -413,9 +428,6 @@ void refresh_claim(struct refresh *r, const struct refresh_want *v, size_t n)
 
 /* ---------------------------------------------------------------- life */
 
-#define DRAIN_LOOK_US (US_PER_S / 2)
-#define DRAIN_PATIENCE_US (5 * US_PER_S)
-
 unsigned refresh_room(const struct refresh *r)
 {
 	/* One claim at a time: what becomes due while it runs makes the next batch. */
@@ -429,79 +441,6 @@ unsigned refresh_room(const struct refresh *r)
 	if (places < max)
 		max = (unsigned)places;
 	return busy < max ? max - busy : 0;
-}
-
-static void on_drained(void *arg)
-{
-	struct refresh *r = arg;
-	if (r->draining && is_idle(r) && r->drained != NULL) {
-		loop_fn *fn = r->drained;
-		r->drained = NULL;
-		fn(r->drained_arg);
-	}
-}
-
-void refresh_drain(struct refresh *r, loop_fn *fn, void *arg)
-{
-	r->draining = true;
-	r->drained = fn;
-	r->drained_arg = arg;
-	end_refused(r, INT64_MAX);
-	persist_end_held(r);
-	loop_timer_after(r->drain_look, DRAIN_LOOK_US);
-	refresh_check_idle(r);
-}
-
-/* Is there nothing to it that memory alone knows? */
-static bool is_safe(const struct attempt *a)
-{
-	switch (a->state) {
-	case AT_CLAIMING: /* nothing is sent any more */
-	case AT_RELEASING:
-	case AT_REFUSED:
-	case AT_DONE:
-		return true;
-	case AT_LOADING:
-	case AT_SETTLING:
-	case AT_PERSISTING:
-	case AT_MERGING:
-	case AT_HELD:
-		return a->seq != 0;
-	case AT_SENDING:
-	case AT_JOURNALLING:
-		break;
-	}
-	return false;
-}
-
-static bool all_safe(const struct refresh *r)
-{
-	for (unsigned b = 0; b < HAND_BUCKETS; b++) {
-		for (const struct attempt *a = r->hand[b]; a != NULL; a = a->hash_next) {
-			if (!is_safe(a))
-				return false;
-		}
-	}
-	return true;
-}
-
-/* Without a database, what the journal has is as well off there as here: the next start replays it. */
-static void drain_look(void *arg)
-{
-	struct refresh *r = arg;
-	MAGIC_CHECK(r, REFRESH_MAGIC);
-	int64_t now = sys_mono_us();
-	if (store_writable(r->store))
-		r->drain_away_us = 0;
-	else if (r->drain_away_us == 0)
-		r->drain_away_us = now;
-	if (r->drain_away_us == 0 || now - r->drain_away_us < DRAIN_PATIENCE_US || !all_safe(r)) {
-		loop_timer_after(r->drain_look, DRAIN_LOOK_US);
-		return;
-	}
-	log_notice("refresh.left_in_journal", K_COUNT(journal_open_records(r->journal)));
-	r->drain_left = true;
-	refresh_check_idle(r);
 }
 
 static void on_journal_note(void *arg, const struct fault *what)
@@ -527,9 +466,8 @@ int refresh_new(struct loop *l, struct store *s, struct httpc *h, struct journal
 	r->journal = j;
 	r->reply_bytes = JOURNAL_REPLY_BYTES;
 	r->ev = *ev;
-	loop_task_init(&r->drained_task, on_drained, r);
 	r->refused_over = loop_timer_new(l, on_refused_over, r);
-	r->drain_look = loop_timer_new(l, drain_look, r);
+	drain_init(r);
 	replay_init(r);
 	persist_init(r);
 	journal_on_note(j, on_journal_note, r);
@@ -555,8 +493,7 @@ void refresh_free(struct refresh *r)
 	loop_timer_free(r->refused_over);
 	persist_fini(r);
 	replay_fini(r);
-	loop_timer_free(r->drain_look);
-	loop_undefer(r->loop, &r->drained_task);
+	drain_fini(r);
 	loop_undefer(r->loop, &r->replayed_task);
 	conf_unref(r->conf);
 	r->magic = 0;

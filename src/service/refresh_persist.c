@@ -412,7 +412,9 @@ static void on_released(void *arg, int code, enum pg_class class, const enum sto
 	struct refresh *r = b->owner;
 	MAGIC_CHECK(r, REFRESH_MAGIC);
 	r->releases_sent--;
-	if (code != 0 && !persist_is_bug(r, class)) {
+	/* Again and again the schema is blamed: by one of them perhaps. Nothing was sent, and leases end by themselves. */
+	r->release_blames = code != 0 && class == PG_CLASS_BUG ? r->release_blames + 1 : 0;
+	if (code != 0 && !persist_is_bug(r, class) && r->release_blames < BLAMES) {
 		for (size_t i = 0; i < b->n; i++)
 			queue_push(&r->releasing, b->v[i]);
 		try_again(r);

@@ -103,6 +103,7 @@ struct refresh {
 	struct loop_timer *held_over;
 	unsigned held_rounds;
 	unsigned persisting, releases_sent;
+	unsigned release_blames; /* of the schema, in a row */
 	uint64_t written; /* statements with results that the database took */
 	struct loop_task flush;
 	struct loop_timer *retry;
@@ -146,7 +147,7 @@ void attempt_end(struct attempt *a, bool claimed);
 /* Nothing was sent: give the claim back (due_at 0: unchanged). */
 void attempt_release(struct attempt *a, int64_t due_at);
 void attempt_settle(struct attempt *a);
-void refresh_check_idle(struct refresh *r);
+void refresh_end_refused(struct refresh *r, int64_t until_us); /* those whose pause is over by then */
 
 void attempt_drop_gate(struct attempt *a); /* nothing was sent */
 void refresh_tell_gate(struct refresh *r, const char *provider);
@@ -174,6 +175,11 @@ void merge_count_fates(void);
 void attempt_merge(struct attempt *a); /* lost its fence, and its token is in orphan_token */
 void attempt_merged(struct attempt *a, enum store_verdict verdict);
 void attempt_unmergeable(struct attempt *a);
+
+/* refresh_drain.c */
+void drain_init(struct refresh *r);
+void drain_fini(struct refresh *r);
+void refresh_check_idle(struct refresh *r); /* is the replay through, the drain over? */
 
 /* refresh_replay.c */
 void replay_init(struct refresh *r);

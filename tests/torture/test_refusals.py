@@ -249,10 +249,16 @@ def renewed_and_left_alone(tap, v, row):
 
 
 def unreadable(tap, world):
-	"""XX001: one row cannot even be claimed (a damaged page). The rest of its batch is, and the row is not asked for all the time."""
-	v = loaded(world, "rdamaged", life=LIFE)
+	"""One row cannot even be claimed: XX001, a damaged page; 42501, a trigger that lacks a right. The rest of its batch is, and the row is
+	not asked for all the time."""
+	for realm, code in (("rdamaged", "data_corrupted"), ("rdenied", "42501")):
+		unclaimable(tap, world, realm, code)
+
+
+def unclaimable(tap, world, realm, code):
+	v = loaded(world, realm, life=LIFE)
 	row = v.sql("SELECT connection_id FROM refreshd.credential LIMIT 1")
-	v.sql(POISON % ("data_corrupted", "schedule", row, "NEW.lease_owner IS NOT NULL"))
+	v.sql(POISON % (code, "schedule", row, "NEW.lease_owner IS NOT NULL"))
 	wait_until("a claim to fail", lambda: errors(v, "bug") > 0, LIFE + 10)
 	others_go_on(tap, v, row)
 	before, began = errors(v, "bug"), time.monotonic()
@@ -262,7 +268,7 @@ def unreadable(tap, world):
 	v.sql("DROP TRIGGER poison ON refreshd.schedule")
 	tap.equal("it stops with 0", v.stop(), 0)  # or wait five minutes
 	v.start()
-	well_again(tap, world, v, "rdamaged")
+	well_again(tap, world, v, realm)
 
 
 # ---------------------------------------------------------------- the server's disk
