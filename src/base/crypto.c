@@ -498,19 +498,27 @@ int crypto_open(struct keyring *k, const void *aad, size_t aad_len, const void *
 }
 
 /* SHA256() looks its algorithm up by name and makes a context each time, which is half of the price for a token. */
+static _Thread_local EVP_MD_CTX *sha256;
+
 void crypto_sha256(const void *p, size_t n, uint8_t out[32])
 {
-	static EVP_MD_CTX *ctx;
+	EVP_MD_CTX *ctx = sha256;
 	unsigned len = 0;
 
 	if (ctx == NULL) {
-		ctx = EVP_MD_CTX_new();
+		ctx = sha256 = EVP_MD_CTX_new();
 		EVP_MD *md = EVP_MD_fetch(NULL, "SHA256", NULL);
 		ALWAYS(ctx != NULL && md != NULL && EVP_DigestInit_ex2(ctx, md, NULL) == 1);
 		EVP_MD_free(md);
 	}
 	ALWAYS(EVP_DigestInit_ex2(ctx, NULL, NULL) == 1 && EVP_DigestUpdate(ctx, p, n) == 1 && EVP_DigestFinal_ex(ctx, out, &len) == 1 &&
 		len == 32);
+}
+
+void crypto_thread_fini(void)
+{
+	EVP_MD_CTX_free(sha256);
+	sha256 = NULL;
 }
 
 void crypto_hmac_sha256(const void *key, size_t key_len, const void *p, size_t n, uint8_t out[32])

@@ -43,7 +43,8 @@ int crypto_open(struct keyring *k, const void *aad, size_t aad_len, const void *
 /* The key id of a sealed text, without opening it. ST_SYNTAX when it is no sealed text. */
 int crypto_sealed_key(const void *sealed, size_t n, char id[KEYRING_ID_BYTES]) MUST_USE;
 
-void crypto_sha256(const void *p, size_t n, uint8_t out[32]); /* for the loop's thread alone */
+void crypto_sha256(const void *p, size_t n, uint8_t out[32]);
+void crypto_thread_fini(void); /* what crypto_sha256 keeps for the calling thread, which is about to end */
 void crypto_hmac_sha256(const void *key, size_t key_len, const void *p, size_t n, uint8_t out[32]);
 bool crypto_equal(const void *a, const void *b, size_t n); /* constant time */
 uint32_t crypto_crc32c(uint32_t seed, const void *p, size_t n); /* Castagnoli; seed 0 to start */

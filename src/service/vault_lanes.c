@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/crypto.h"
 #include "base/mem.h"
 #include "base/sys.h"
 
@@ -191,6 +192,7 @@ static void *run_lane(void *arg)
 		pthread_cond_broadcast(&l->changed);
 	}
 	pthread_mutex_unlock(&l->mu);
+	crypto_thread_fini();
 	return NULL;
 }
 
