@@ -40,7 +40,7 @@ struct store {
 	struct answer *open;
 	unsigned fail_persist, fail_claim;
 	enum pg_class persist_class, claim_class;
-	bool persist_executed, claim_executed, poisoned, quarantine_poisoned, hold_poisoned, claim_poisoned;
+	bool releases_blamed, persist_executed, claim_executed, poisoned, quarantine_poisoned, hold_poisoned, claim_poisoned;
 	unsigned disturbed;
 	uint8_t poison[16], claim_poison[16];
 	struct fake_store_counts counts;
@@ -273,12 +273,14 @@ void fake_store_take_over(struct fake_row *r, int64_t lease_us)
 
 enum store_state store_state(const struct store *s)
 {
+	if (s->releases_blamed && s->writable)
+		return STORE_CHECKING;
 	return s->writable && !s->closed ? STORE_READY : STORE_CONNECTING;
 }
 
 bool store_writable(const struct store *s)
 {
-	return s->writable && !s->closed;
+	return store_state(s) == STORE_READY;
 }
 
 int64_t store_epoch(const struct store *s)
@@ -328,6 +330,11 @@ void fake_store_poison_more(struct store *s, bool quarantine, bool hold)
 {
 	s->quarantine_poisoned = quarantine;
 	s->hold_poisoned = hold;
+}
+
+void fake_store_blame_releases(struct store *s)
+{
+	s->releases_blamed = true;
 }
 
 void fake_store_poison_claim(struct store *s, const uint8_t id[16])
@@ -696,6 +703,11 @@ int store_release(struct store *s, const struct store_release *v, size_t n, stor
 	if (!s->writable) {
 		a->code = ST_UNAVAILABLE;
 		a->class = PG_CLASS_CONNECTION;
+		return 0;
+	}
+	if (s->releases_blamed) {
+		a->code = ST_UNAVAILABLE;
+		a->class = PG_CLASS_BUG;
 		return 0;
 	}
 	for (size_t i = 0; i < n; i++) {

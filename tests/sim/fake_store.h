@@ -64,6 +64,8 @@ void fake_store_set_writable(struct store *s, bool writable);
 /* The next n persists: executed or not, their answer is this class (PG_CLASS_UNKNOWN after a commit that took place). */
 void fake_store_fail_persist(struct store *s, unsigned n, enum pg_class class, bool executed);
 void fake_store_fail_claim(struct store *s, unsigned n, enum pg_class class, bool executed);
+/* From now on every release fails for what looks like a fault of the schema. */
+void fake_store_blame_releases(struct store *s);
 /* The next n results meet someone who writes their row at this very moment. */
 void fake_store_disturb(struct store *s, unsigned n);
 /* A persist that contains this row fails as our own bug; NULL: no more. */

@@ -1304,6 +1304,23 @@ START_TEST(drain_finishes_what_is_out_and_releases_what_is_not)
 }
 END_TEST
 
+START_TEST(claims_that_cannot_be_given_back_are_left_to_their_leases)
+{
+	struct world *w = start(STRICT);
+	struct fake_row *r = world_add(w, "c1", 0, SECONDS(3600));
+	ck_assert(world_claim(w, r));
+	fake_store_blame_releases(w->store);
+	fake_loop_run_for(w->loop, SECONDS(10));
+	ck_assert(!refresh_has(w->refresh, r->id));
+	ck_assert_uint_eq(w->sent, 0);
+	ck_assert_uint_eq(fake_store_counts(w->store)->releases, 3);
+	refresh_drain(w->refresh, on_drained, w);
+	fake_loop_run_for(w->loop, SECONDS(1));
+	ck_assert(w->drained);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(row_that_cannot_be_claimed_does_not_hold_up_the_end)
 {
 	struct world *w = start(STRICT);
@@ -1428,6 +1445,7 @@ Suite *unit_suite(void)
 	unit_add(t, results_that_come_together_are_written_together);
 	unit_add(t, row_that_cannot_be_written_does_not_hold_up_the_others);
 	unit_add(t, row_that_cannot_be_claimed_does_not_hold_up_the_others);
+	unit_add(t, claims_that_cannot_be_given_back_are_left_to_their_leases);
 	unit_add(t, row_that_cannot_be_claimed_does_not_hold_up_the_end);
 	unit_add(t, row_that_others_keep_locked_waits_alone);
 	unit_add(t, quarantine_waits_for_the_database);
