@@ -47,6 +47,7 @@ struct httpc {
 	unsigned n_pool;
 	char *ca_file;
 	struct httpc_call_env env;
+	bool at_once; /* the timer is set, and due */
 	bool draining, dead;
 };
 
@@ -91,6 +92,7 @@ static void on_timer(void *arg)
 {
 	struct httpc *h = arg;
 	MAGIC_CHECK(h, HTTPC_MAGIC);
+	h->at_once = false;
 	act(h, CURL_SOCKET_TIMEOUT, 0);
 }
 
@@ -98,6 +100,10 @@ static int on_curl_timer(CURLM *multi, long timeout_ms, void *arg)
 {
 	struct httpc *h = arg;
 	(void)multi;
+	/* Asked for with every request that is added, and one turn serves them all. */
+	if (timeout_ms == 0 && h->at_once)
+		return 0;
+	h->at_once = timeout_ms == 0;
 	if (timeout_ms < 0)
 		loop_timer_stop(h->timer);
 	else
@@ -302,6 +308,7 @@ static int call_start(struct httpc_call *c, struct fault *f)
 		httpc_call_pin(c, cached);
 	if (c->url->parts.host_is_ip || cached != NULL)
 		return call_run(c) == 0 ? 0 : fault_set(f, ST_INVALID, "libcurl does not take this request");
+	c->reply.start_wall_us = sys_wall_us();
 	c->timer = loop_timer_new(h->loop, on_resolve_timeout, c);
 	loop_timer_after(c->timer, c->timeout_us);
 	c->query = resolver_lookup(h->resolver, c->url->parts.host, on_resolved, c);
@@ -324,7 +331,6 @@ int httpc_start(struct httpc *h, const struct httpc_request *req, httpc_fn *fn, 
 	c->fn = fn;
 	c->arg = arg;
 	c->start_mono_us = sys_mono_us();
-	c->reply.start_wall_us = sys_wall_us();
 	loop_task_init(&c->ending, on_ending, c);
 	call_link(h, c);
 	rc = call_start(c, f);

@@ -215,9 +215,9 @@ void loop_once(struct loop *l, int64_t max_wait_us)
 
 /* --- timers */
 
-static void timer_arm(struct loop_timer *t)
+static void timer_arm(struct loop_timer *t, int64_t now_us)
 {
-	int64_t wait_us = t->due_us - sys_mono_us();
+	int64_t wait_us = t->due_us - now_us;
 	struct timeval tv = timeval_of(wait_us > 0 ? wait_us : 0);
 	ALWAYS(event_add(&t->ev, &tv) == 0);
 }
@@ -230,8 +230,9 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
 	(void)what;
 	if (!t->set)
 		return;
-	if (sys_mono_us() < t->due_us) {
-		timer_arm(t);
+	int64_t now_us = sys_mono_us();
+	if (now_us < t->due_us) {
+		timer_arm(t, now_us);
 		return;
 	}
 	loop_enter(t->loop);
@@ -271,20 +272,25 @@ void loop_timer_free(struct loop_timer *t)
 	mem_free(t);
 }
 
-void loop_timer_at(struct loop_timer *t, int64_t mono_us)
+static void timer_set(struct loop_timer *t, int64_t due_us, int64_t now_us)
 {
 	MAGIC_CHECK(t, TIMER_MAGIC);
-	t->due_us = mono_us;
+	t->due_us = due_us;
 	t->set = true;
-	timer_arm(t);
+	timer_arm(t, now_us);
+}
+
+void loop_timer_at(struct loop_timer *t, int64_t mono_us)
+{
+	timer_set(t, mono_us, sys_mono_us());
 }
 
 void loop_timer_after(struct loop_timer *t, int64_t us)
 {
-	int64_t at;
-	if (__builtin_add_overflow(sys_mono_us(), us, &at))
+	int64_t at, now_us = sys_mono_us();
+	if (__builtin_add_overflow(now_us, us, &at))
 		at = INT64_MAX;
-	loop_timer_at(t, at);
+	timer_set(t, at, now_us);
 }
 
 void loop_timer_about(struct loop_timer *t, int64_t us)
@@ -430,7 +436,7 @@ static void on_clock_jump(evutil_socket_t fd, short what, void *arg)
 	ALWAYS(jump_arm(fd) == 0);
 	for (struct loop_timer *t = l->timers; t != NULL; t = t->next) {
 		if (t->set)
-			timer_arm(t);
+			timer_arm(t, sys_mono_us());
 	}
 	w->fn(w->arg);
 }

@@ -573,13 +573,12 @@ bool pgconn_is_proven(const struct pgconn *c)
 	return c->committed || sys_mono_us() - c->since_us > PROVEN_AFTER_US;
 }
 
-bool pgconn_wants_plans(struct pgconn *c)
+bool pgconn_wants_plans(struct pgconn *c, int64_t now_us)
 {
-	int64_t now = sys_mono_us();
-	if (!c->params.prepare || now < c->replan_us)
+	if (!c->params.prepare || now_us < c->replan_us)
 		return false;
-	int64_t age = now - c->since_us;
-	c->replan_us = now + (age < REPLAN_MAX_US ? age : REPLAN_MAX_US);
+	int64_t age = now_us - c->since_us;
+	c->replan_us = now_us + (age < REPLAN_MAX_US ? age : REPLAN_MAX_US);
 	return true;
 }
 

@@ -86,7 +86,7 @@ int pgconn_submit(struct pgconn *c, struct pgtx *t) MUST_USE;
 
 /* True once each time that the connection is twice as old, and every ten minutes from then on: its plans may be of tables that were
  * small, and the server keeps them until somebody analyses these. Never without prepared statements. */
-bool pgconn_wants_plans(struct pgconn *c);
+bool pgconn_wants_plans(struct pgconn *c, int64_t now_us);
 
 bool pgconn_is_proven(const struct pgconn *c);    /* has committed something, or lived for ten seconds */
 bool pgconn_is_silent(const struct pgconn *c);    /* it ended without last words of the server */

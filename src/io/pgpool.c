@@ -197,8 +197,9 @@ static void forget_plans(struct pgconn *c)
 static struct pgconn *least_busy(const struct pgpool *p)
 {
 	struct pgconn *best = NULL;
+	int64_t now_us = sys_mono_us();
 	for (unsigned i = 0; i < p->n_conns; i++) {
-		if (pgconn_has_room(p->conns[i]) && pgconn_wants_plans(p->conns[i]))
+		if (pgconn_has_room(p->conns[i]) && pgconn_wants_plans(p->conns[i], now_us))
 			forget_plans(p->conns[i]);
 		if (!pgconn_has_room(p->conns[i]))
 			continue;
