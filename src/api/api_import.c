@@ -7,7 +7,7 @@
  * the last one wins and all are answered, a later one waits for the end of the one before; who only wants the
  * row to be there wins over nobody. Must not: answer before the commit.
  */
-#include "api/api_priv.h"
+#include "api/api_import.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,6 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/sys.h"
-#include "model/policy.h"
 #include "service/seal.h"
 
 #define GROUPS 3
@@ -24,28 +23,6 @@
 #define GROUP_BYTES ((size_t)2 * 1024 * 1024)
 #define PASSED_MAX 1024
 #define TRIES_MAX 8
-
-enum { ACCESS_TOKEN, REFRESH_TOKEN, SETTINGS, SEALED };
-
-struct pending {
-	struct pending *next;      /* in the queue, or behind `winner` */
-	struct pending *followers; /* earlier imports of the same connection, answered with this one */
-	struct api_call *call;
-	struct import import;
-	const struct provider *provider; /* of the call's configuration */
-	uint8_t id[16];
-	unsigned tries;
-	bool alone; /* the server refused a group that it was in */
-	api_row_fn *then; /* not an import: the row is to be made if it is not there, and this goes on with it */
-	int64_t version; /* under which it is sealed; 0: not yet */
-	/* for the present try */
-	int64_t now;
-	int64_t seen_at, created_at, last_failed_at; /* of the row that is there; seen_at 0: of the one to be made */
-	bool enabled;
-	struct import_times times;
-	struct conn_change to;
-	struct buf sealed[SEALED], settings_public, entity, entity_id;
-};
 
 struct group {
 	struct api_imports *q;
@@ -61,6 +38,7 @@ struct api_imports {
 	size_t queued;
 	struct group groups[GROUPS];
 	struct loop_task start;
+	struct loop_timer *patience; /* until a further group may go out */
 };
 
 static void start_groups(void *arg);
@@ -73,6 +51,7 @@ struct api_imports *api_imports_new(struct api *a)
 	for (size_t i = 0; i < GROUPS; i++)
 		q->groups[i].q = q;
 	loop_task_init(&q->start, start_groups, q);
+	q->patience = loop_timer_new(a->loop, start_groups, q);
 	return q;
 }
 
@@ -123,90 +102,13 @@ static void end_with_code(struct api_call *c, const void *arg)
 	api_fail_store(c, *(const int *)arg);
 }
 
-/* ---------------------------------------------------------------- decide, seal */
-
-static int seal_all(struct api_imports *q, struct pending *p)
-{
-	const struct import *i = &p->import;
-	struct keyring *k = q->api->conf->keyring;
-	int e = seal_buf(k, SEAL_ACCESS_TOKEN, p->id, p->version, &i->access_token, &p->sealed[ACCESS_TOKEN]);
-	if (e == 0)
-		e = seal_buf(k, SEAL_REFRESH_TOKEN, p->id, p->version, &i->refresh_token, &p->sealed[REFRESH_TOKEN]);
-	if (e != 0 || !i->has_settings)
-		return e;
-	e = seal_buf(k, SEAL_SETTINGS, p->id, 0, &i->settings, &p->sealed[SETTINGS]);
-	buf_reset(&p->settings_public);
-	if (e != 0)
-		return e;
-	return import_mask_settings(buf_str(&i->settings), i->settings.len, p->provider, &p->settings_public);
-}
-
-/* The version is part of what is sealed: once is enough as long as it is greater than that of the row. */
-static int seal_for(struct api_imports *q, struct pending *p, const struct store_connection *row)
-{
-	int64_t version = p->version != 0 ? p->version : p->now;
-	if (row != NULL && row->token_version >= version)
-		version = row->token_version + 1;
-	if (version == p->version)
-		return 0;
-	p->version = version;
-	return seal_all(q, p);
-}
-
-static void decide(struct pending *p, const struct store_connection *row)
-{
-	enum conn_state state = CONN_AVAILABLE;
-	enum conn_health health = HEALTH_OK;
-	/* Words of a newer program: treated as well, which tells nothing. */
-	if (row != NULL && conn_state_parse(row->state, &state) != 0)
-		state = CONN_CALLABLE;
-	if (row != NULL && conn_health_parse(row->health, &health) != 0)
-		health = HEALTH_OK;
-	bool lacks = import_lacks_settings(&p->import, p->provider, row != NULL ? row->settings_public : NULL);
-	p->to = connection_apply(state, health, import_event(&p->import, p->provider), lacks);
-	if (row == NULL)
-		p->to.event = EVENT_CREATED;
-	else if (p->to.event == EVENT_NONE)
-		p->to.event = EVENT_UPDATED;
-}
-
-static int build_event(struct pending *p)
-{
-	const struct store_connection k = {
-		.key = p->call->key,
-		.auth_type = auth_type_word(p->provider->auth_type),
-		.created_at = p->created_at,
-		.last_failed_at = p->last_failed_at,
-	};
-	buf_reset(&p->entity);
-	buf_reset(&p->entity_id);
-	return api_build_event(p->call->conf, &k, conn_state_word(p->to.state), conn_health_word(p->to.health),
-		p->enabled, p->now, &p->entity, &p->entity_id);
-}
-
-/* row NULL: as if it were not there. */
-static int prepare(struct api_imports *q, struct pending *p, const struct store_connection *row)
-{
-	const struct conf *c = p->call->conf;
-	const struct policy_margin margin = {.margin_us = c->refresh.margin_us, .fraction = c->refresh.margin_fraction};
-	p->seen_at = row != NULL ? row->updated_at : 0;
-	p->now = sys_wall_us();
-	if (p->now <= p->seen_at) /* updated_at must grow, for it is what the next writer compares */
-		p->now = p->seen_at + 1;
-	p->created_at = row != NULL ? row->created_at : p->now;
-	p->last_failed_at = row != NULL ? row->last_failed_at : 0;
-	p->enabled = row == NULL || row->enabled;
-	decide(p, row);
-	import_plan(&p->import, p->provider, &margin, p->now, sys_random_unit(), &p->times);
-	int e = seal_for(q, p, row);
-	return e != 0 ? e : build_event(p);
-}
+/* ---------------------------------------------------------------- into the queue */
 
 /* False: it cannot be sealed, and was answered. */
 static bool prepared(struct api_imports *q, struct pending *p, const struct store_connection *row)
 {
 	static const int broken = ST_INVALID;
-	int e = prepare(q, p, row);
+	int e = api_import_decide(p, q->api->conf->keyring, row);
 	if (e == 0)
 		return true;
 	log_error("api.import_not_sealed", K_ID(p->id), K_STATUS(e));
@@ -214,7 +116,7 @@ static bool prepared(struct api_imports *q, struct pending *p, const struct stor
 	return false;
 }
 
-/* Sealed here and not when its group starts: the database works meanwhile, and then waits for nobody. */
+/* Sealed and decided here and not when its group starts: the database works meanwhile, and then waits for nobody. */
 static void enqueue(struct api_imports *q, struct pending *p)
 {
 	if (!prepared(q, p, NULL))
@@ -521,6 +423,33 @@ static struct group *free_group(struct api_imports *q)
 	return q->queued > 0 ? found : NULL;
 }
 
+/* What has waited for long is told as of now: the row may have been there meanwhile, and have been deleted. */
+static void decide_anew(struct api_imports *q, struct group *g)
+{
+	int64_t now = sys_wall_us();
+	size_t kept = 0;
+	for (size_t i = 0; i < g->n; i++) {
+		if (now - g->v[i]->now < PATIENCE_US || prepared(q, g->v[i], NULL))
+			g->v[kept++] = g->v[i];
+	}
+	g->n = kept;
+}
+
+/* Nothing may come or end before. Where no group is free, the end of one is next. */
+static void wait_for_patience(struct api_imports *q)
+{
+	bool is_free = false;
+	int64_t last = 0;
+	for (size_t i = 0; i < GROUPS; i++) {
+		const struct group *g = &q->groups[i];
+		is_free = is_free || g->n == 0;
+		if (g->n > 0 && g->since > last)
+			last = g->since;
+	}
+	if (is_free && q->queued > 0)
+		loop_timer_at(q->patience, last + PATIENCE_US);
+}
+
 static void start_groups(void *arg)
 {
 	struct api_imports *q = arg;
@@ -529,9 +458,11 @@ static void start_groups(void *arg)
 		form_group(q, g);
 		if (g->n == 0)
 			return;
+		decide_anew(q, g);
 		g->since = sys_mono_us();
 		write_group(g, store_create, on_created);
 	}
+	wait_for_patience(q);
 }
 
 void api_imports_free(struct api_imports *q)
@@ -540,6 +471,7 @@ void api_imports_free(struct api_imports *q)
 	if (q == NULL)
 		return;
 	loop_undefer(q->api->loop, &q->start);
+	loop_timer_free(q->patience);
 	for (size_t i = 0; i < GROUPS; i++)
 		ALWAYS(q->groups[i].n == 0);
 	while (q->first != NULL) {

@@ -485,7 +485,7 @@ def groups_in_order(tap, world):
 		CREATE TRIGGER made BEFORE INSERT ON refreshd.schedule FOR EACH ROW EXECUTE FUNCTION watch.note_made();""")
 	given = tokens(world, n=60)
 	c.get(PATH)
-	held = lock(world, v, "refreshd.schedule")
+	held = hold(world, v, "LOCK TABLE refreshd.schedule")
 	with concurrent.futures.ThreadPoolExecutor(60) as pool:
 		before = accepted(v.api_port)
 		answers = [pool.submit(c.but(consumer="o%d" % i).post, PATH + "/import", body_of(t)) for i, t in enumerate(given)]
@@ -498,19 +498,43 @@ def groups_in_order(tap, world):
 		" (PARTITION BY xid ORDER BY n) AS back FROM watch.made) x WHERE back"), 0)
 
 
+def deleted_while_it_queues(tap, world):
+	"""What is made behind a deletion is told as later than that, however early it was asked for."""
+	v, c = open_vault(world, "queues", api={"rate": "unlimited"}, database={"pool_size": 8})
+	names, given = ["b0", "b1", "b2", "z"], tokens(world, n=8)
+	for name, t in zip(names, given):
+		c.but(consumer=name).post(PATH + "/import", body_of(t))
+	held = hold(world, v, "DELETE FROM refreshd.schedule s USING refreshd.connection c WHERE c.connection_id = s.connection_id AND c.consumer_id <> 'z'")
+	with concurrent.futures.ThreadPoolExecutor(4) as pool:
+		answers = []
+		for i, name in enumerate(names[:3]):  # nothing more is sent than three groups, and each of them waits
+			answers.append(pool.submit(c.but(consumer=name).post, PATH + "/import", body_of(given[4 + i])))
+			wait_until("group %d to wait" % i, lambda: v.count("pg_stat_activity WHERE wait_event_type = 'Lock'") == i + 1, 8)
+		before = accepted(v.api_port)
+		answers.append(pool.submit(c.but(consumer="z").post, PATH + "/import", body_of(given[7])))
+		wait_until("it to queue", lambda: accepted(v.api_port) > before, 8)
+		for _ in range(10):
+			c.get(PATH)
+		tap.equal("it is deleted meanwhile", c.but(consumer="z").delete(PATH).status, 204)
+		held.communicate("ROLLBACK;\n", timeout=10)
+		tap.equal("all are imported", {a.result().status for a in answers}, {200})
+	tap.equal("the last that is told of it is that it is there", v.sql("SELECT event_type FROM refreshd.event WHERE entity_id = 'app+z'"
+		" ORDER BY occurred_at DESC LIMIT 1"), "vault.connection.created")
+
+
 # ---------------------------------------------------------------- invented keys
 
 def lock_keys(world, v):
 	"""Nobody can look up a key until .communicate("COMMIT;")."""
-	return lock(world, v, "refreshd.api_key")
+	return hold(world, v, "LOCK TABLE refreshd.api_key")
 
 
-def lock(world, v, what):
+def hold(world, v, what):
 	session = subprocess.Popen([os.path.join(world.pg.bindir, "psql"), "-X", "-q", "-A", "-t", "-d", world.pg.url(v.dbname)], stdin=subprocess.PIPE,
 		stdout=subprocess.PIPE, text=True)
-	session.stdin.write("BEGIN; LOCK TABLE %s; SELECT 'locked';\n" % what)
+	session.stdin.write("BEGIN; %s; SELECT 'held';\n" % what)
 	session.stdin.flush()
-	while "locked" not in session.stdout.readline():
+	while "held" not in session.stdout.readline():
 		pass
 	return session
 
@@ -617,7 +641,7 @@ def a_provider_that_hangs(tap, world):
 	tap.equal("of those that waited all are answered, and the rest was told to come again", counts, {200: 128, 503: n - 128})
 
 
-SCENARIOS = [deleted_while_out, large_list, a_provider_that_hangs, all_at_once, groups_in_order, invented_keys, one_new_key, look_ups_that_end_otherwise, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
+SCENARIOS = [deleted_while_out, large_list, a_provider_that_hangs, all_at_once, groups_in_order, deleted_while_it_queues, invented_keys, one_new_key, look_ups_that_end_otherwise, handed_over, handed_over_wrongly, large_bodies_over_tls, forged_cursors, headers_given_twice, numbers_that_grow, changes_together, settings_missing, while_a_call_waits]
 
 
 def main():
