@@ -1,4 +1,5 @@
 """Import of connections: through the API with 32 kept connections, in turns with a trivial server; and by refreshctl."""
+import contextlib
 import json
 import os
 
@@ -74,10 +75,12 @@ def api(place, runs, n):
 
 
 TABLES = ("schedule", "connection", "credential", "event")
+CONNECTIONS = 2  # as many as the import has for what it writes
 
 
 class BareCopy:
-	"""The least that the same rows cost: a COPY of their bytes into tables of the same shape, with the same indexes."""
+	"""The least that the same rows cost: a COPY of their bytes into tables of the same shape, with the same indexes, half of them over
+	each connection."""
 
 	def __init__(self, place, v):
 		self.place, self.v = place, v
@@ -89,16 +92,25 @@ class BareCopy:
 			argv += ["-c", c]
 		output(argv + [self.v.conf["database"]["url"]])
 
-	def path(self, table):
-		return os.path.join(self.place.dir, "bare-" + table)
+	def copies(self, k):
+		"""Begins the k-th part of each table, one after the other."""
+		argv = ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", self.v.conf["database"]["url"]]
+		return parts.running(argv + [a for t in TABLES for a in ("-c", "\\copy bare.%s FROM '%s' WITH (FORMAT binary)" % (t, self.path(t, k)))])
+
+	def path(self, table, k):
+		return os.path.join(self.place.dir, "bare-%s-%d" % (table, k))
 
 	def run(self, run):
 		"""The rows of one run of the import, once more; seconds and Postgres' CPU-microseconds."""
-		of_run = "connection_id IN (SELECT connection_id FROM refreshd.connection WHERE consumer_id LIKE 'f%d-%%')" % run
-		self.psql(*("\\copy (SELECT * FROM refreshd.%s WHERE %s) TO '%s' WITH (FORMAT binary)" % (t, of_run, self.path(t)) for t in TABLES))
+		of_run = "connection_id IN (SELECT connection_id FROM refreshd.connection WHERE consumer_id LIKE 'f%d-%%' AND slot %% {} = {})" % run
+		self.psql(*("\\copy (SELECT * FROM refreshd.%s WHERE %s) TO '%s' WITH (FORMAT binary)" % (t, of_run.format(CONNECTIONS, k), self.path(t, k))
+			for t in TABLES for k in range(CONNECTIONS)))
 		self.place.settle()
 		meter = Meter(postgres=self.place.pg_cpu)
-		self.psql(*("\\copy bare.%s FROM '%s' WITH (FORMAT binary)" % (t, self.path(t)) for t in TABLES))
+		with contextlib.ExitStack() as all_of_them:
+			for p in [all_of_them.enter_context(self.copies(k)) for k in range(CONNECTIONS)]:
+				if p.wait() != 0:
+					raise RuntimeError("a bare COPY failed")
 		used = meter.stop()
 		return meter.seconds, used["postgres"]
 
@@ -132,7 +144,7 @@ def by_file(place, runs, n):
 		raise RuntimeError("%d connections are stored, %d were imported" % (stored, runs * n))
 	return {"lines": n, "per_s": spread(rates, 0), "own_per_s": spread([1e6 / us for us in own], 0), "ctl_cpu_us": spread(own),
 		"postgres_cpu_us": spread(postgres), "ratio_to_bare_copy": ratio(rates, bare_rates),
-		"bare_copy": {"per_s": spread(bare_rates, 0), "postgres_cpu_us": spread(bare_postgres)}}
+		"bare_copy": {"connections": CONNECTIONS, "per_s": spread(bare_rates, 0), "postgres_cpu_us": spread(bare_postgres)}}
 
 
 def measure(form):
