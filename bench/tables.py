@@ -115,13 +115,22 @@ def started(place, v, first):
 	return d
 
 
+def loaded(v):
+	"""The slice is in memory: it does not grow any more."""
+	before, now = 0, v.metrics().get("heap_entries")
+	while abs(now - before) > now / 100:
+		time.sleep(2)
+		before, now = now, v.metrics().get("heap_entries")
+
+
 def cost(place, v, first, seconds):
-	"""What a refresh costs while the active ones are due all the time."""
+	"""What a refresh costs while the active ones are due all the time; loading what is due in the horizon is over."""
 	v.sql("UPDATE refreshd.schedule SET due_at = now() WHERE due_at < now() + interval '20 min' OR due_at > now() + interval '29 h'")
 	v.sql("VACUUM ANALYZE refreshd.schedule")
 	place.settle()
 	horizon(v, first)
 	v.start()
+	loaded(v)
 	# Each row was written since the checkpoint: images of whole pages are not part of it.
 	d = parts.flood(v, 2 * ACTIVE, seconds, {"postgres": place.pg_cpu})
 	parts.must_be_well(v)

@@ -737,6 +737,16 @@ START_TEST(a_row_leaves_the_schedule_only_as_it_was_read)
 END_TEST
 
 /* The commit of the first may wait long, as for a standby that is away; meanwhile the store looks again every two seconds. */
+/* 100 is the collation of the database. */
+START_TEST(keys_do_not_depend_on_the_collation_of_the_database)
+{
+	ck_assert_int_eq(number("SELECT count(*) FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid, unnest(i.indcollation) c"
+				" WHERE t.relnamespace = 'refreshd'::regnamespace AND c = 100"), 0);
+	ck_assert_int_gt(number("SELECT count(*) FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid, unnest(i.indcollation) c"
+				" WHERE t.relnamespace = 'refreshd'::regnamespace AND c = 950"), 5);
+}
+END_TEST
+
 START_TEST(an_enrolment_that_takes_long_is_not_sent_twice)
 {
 	static const char *const waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -787,6 +797,7 @@ Suite *unit_suite(void)
 	unit_add(c, a_row_that_was_set_aside_is_made_due_by_new_tokens_only);
 	unit_add(c, a_row_that_is_held_is_leased_anew_under_its_own_attempt_only);
 	unit_add(c, a_row_that_was_set_aside_is_due_again_once_its_answer_is_written);
+	unit_add(c, keys_do_not_depend_on_the_collation_of_the_database);
 	unit_add(c, an_enrolment_that_takes_long_is_not_sent_twice);
 	suite_add_tcase(s, c);
 	return s;
