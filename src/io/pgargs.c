@@ -135,7 +135,7 @@ static void add_param(struct pgargs *a, unsigned oid, const uint8_t *value, size
 {
 	ALWAYS(a->n < PARAMS_MAX);
 	if (a->n == a->room) {
-		a->room = a->room ? a->room * 2 : 16;
+		a->room = a->room ? a->room * 2 : 32;
 		a->oids = mem_realloc(a->oids, a->room, sizeof(*a->oids));
 		a->values = mem_realloc(a->values, a->room, sizeof(*a->values));
 		a->lengths = mem_realloc(a->lengths, a->room, sizeof(*a->lengths));
