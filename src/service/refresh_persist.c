@@ -292,9 +292,10 @@ static void on_merged(void *arg, int code, enum pg_class class, const enum store
 	(void)n;
 	MAGIC_CHECK(a, ATTEMPT_MAGIC);
 	r->persisting--;
-	if (to_be_sent_again(a, code, class))
+	bool refused = code != 0 && is_refused(r, a, class);
+	if (!refused && to_be_sent_again(a, code, class))
 		return;
-	if (code != 0)
+	if (refused)
 		attempt_unmergeable(a);
 	else if (v[0] == STORE_AGAIN)
 		wait_for_row(a);

@@ -40,7 +40,7 @@ struct store {
 	struct answer *open;
 	unsigned fail_persist, fail_claim;
 	enum pg_class persist_class, claim_class;
-	bool releases_blamed, persist_executed, claim_executed, poisoned, quarantine_poisoned, hold_poisoned, claim_poisoned;
+	bool releases_blamed, merges_blamed, persist_executed, claim_executed, poisoned, quarantine_poisoned, hold_poisoned, claim_poisoned;
 	unsigned disturbed;
 	uint8_t poison[16], claim_poison[16];
 	struct fake_store_counts counts;
@@ -273,7 +273,7 @@ void fake_store_take_over(struct fake_row *r, int64_t lease_us)
 
 enum store_state store_state(const struct store *s)
 {
-	if (s->releases_blamed && s->writable)
+	if ((s->releases_blamed || s->merges_blamed) && s->writable)
 		return STORE_CHECKING;
 	return s->writable && !s->closed ? STORE_READY : STORE_CONNECTING;
 }
@@ -335,6 +335,11 @@ void fake_store_poison_more(struct store *s, bool quarantine, bool hold)
 void fake_store_blame_releases(struct store *s)
 {
 	s->releases_blamed = true;
+}
+
+void fake_store_blame_merges(struct store *s)
+{
+	s->merges_blamed = true;
 }
 
 void fake_store_poison_claim(struct store *s, const uint8_t id[16])
@@ -633,6 +638,11 @@ int store_merge(struct store *s, const struct store_result *x, int64_t orphan, s
 	s->counts.merges++;
 	bool execute;
 	struct answer *a = one_answer(s, fn, arg, &execute);
+	if (s->merges_blamed) {
+		execute = false;
+		a->code = ST_UNAVAILABLE;
+		a->class = PG_CLASS_BUG;
+	}
 	struct fake_row *r = find(s, x->id);
 	if (execute)
 		a->verdicts[0] = r != NULL ? merge_one(x, orphan, r) : STORE_LOST;

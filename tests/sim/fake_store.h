@@ -66,6 +66,7 @@ void fake_store_fail_persist(struct store *s, unsigned n, enum pg_class class, b
 void fake_store_fail_claim(struct store *s, unsigned n, enum pg_class class, bool executed);
 /* From now on every release fails for what looks like a fault of the schema. */
 void fake_store_blame_releases(struct store *s);
+void fake_store_blame_merges(struct store *s);
 /* The next n results meet someone who writes their row at this very moment. */
 void fake_store_disturb(struct store *s, unsigned n);
 /* A persist that contains this row fails as our own bug; NULL: no more. */

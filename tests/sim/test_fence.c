@@ -212,6 +212,20 @@ START_TEST(merge_waits_for_the_database_and_for_whoever_has_the_row)
 }
 END_TEST
 
+START_TEST(merge_that_blames_the_schema_is_left_to_an_operator)
+{
+	struct world *w = in_flight(ANSWER_OK);
+	fake_store_take_over(r, SECONDS(60));
+	fake_store_blame_merges(w->store);
+	world_wait_gone(w, r);
+	ck_assert_int_eq(r->orphans, 1);
+	ck_assert_int_eq(r->merges, 0);
+	ck_assert_uint_le(fake_store_counts(w->store)->merges, 6);
+	ck_assert_uint_eq(world_logged(w, "refresh.orphaned"), 1);
+	world_end(w);
+}
+END_TEST
+
 START_TEST(death_before_the_merge_is_replayed)
 {
 	struct world *w = in_flight(ANSWER_OK);
@@ -554,6 +568,7 @@ Suite *unit_suite(void)
 	unit_add(t, row_that_changes_between_reading_and_merging_is_read_again);
 	unit_add(t, merge_whose_commit_answer_is_lost_is_found_to_be_there);
 	unit_add(t, merge_waits_for_the_database_and_for_whoever_has_the_row);
+	unit_add(t, merge_that_blames_the_schema_is_left_to_an_operator);
 	unit_add(t, death_before_the_merge_is_replayed);
 	unit_add(t, replay_behind_an_import_of_the_old_token_is_merged);
 	unit_add(t, refusal_behind_a_merge_marks_nobody_and_tries_the_new_token);
