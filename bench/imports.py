@@ -103,7 +103,8 @@ class BareCopy:
 	def run(self, run):
 		"""The rows of one run of the import, once more; seconds and Postgres' CPU-microseconds."""
 		of_run = "connection_id IN (SELECT connection_id FROM refreshd.connection WHERE consumer_id LIKE 'f%d-%%' AND slot %% {} = {})" % run
-		self.psql(*("\\copy (SELECT * FROM refreshd.%s WHERE %s) TO '%s' WITH (FORMAT binary)" % (t, of_run.format(CONNECTIONS, k), self.path(t, k))
+		# Postgres takes these for a few rows, and a plan for a few takes minutes.
+		self.psql("SET enable_nestloop = off", *("\\copy (SELECT * FROM refreshd.%s WHERE %s) TO '%s' WITH (FORMAT binary)" % (t, of_run.format(CONNECTIONS, k), self.path(t, k))
 			for t in TABLES for k in range(CONNECTIONS)))
 		self.place.settle()
 		meter = Meter(postgres=self.place.pg_cpu)
