@@ -56,7 +56,7 @@ MEASURES = [
 Form = collections.namedtuple("Form", "name runs imports connections window_s naive_s idle_s rows paced_s events hour_rows hour_life_s hour_s "
 	"bloat_rows bloat_s bloat_runs")
 FORMS = {
-	"short": Form("short", 3, 20000, 40000, 5, 3, 20, 1000000, 8, 150000, 40000, 60, 75, 40000, 60, 1),
+	"short": Form("short", 3, 100000, 40000, 5, 3, 20, 1000000, 8, 150000, 40000, 60, 75, 40000, 60, 1),
 	"long": Form("long", 5, 100000, 200000, 30, 15, 60, 1000000, 30, 500000, 1000000, 600, 660, 100000, 600, 1),
 	# Whether everything runs: figures of it are worth nothing and stay in the build folder.
 	"smoke": Form("smoke", 1, 1000, 8000, 1, 1, 2, 20000, 2, 40000, 4000, 20, 20, 6000, 12, 1),
