@@ -22,6 +22,8 @@
 #define FANOUT_BATCH 200
 #define RECORD_BATCH 256
 #define CLAIM_BATCH 256 /* no refresh waits for long behind it on its connection */
+#define MANY 32         /* in one claim: there is a backlog */
+#define CLAIM_REST 4    /* so many times as long as it took no other follows: refreshes go first, and the busier they are the longer it takes */
 #define LEASE_MARGIN_US (60 * US_PER_S) /* of the lease over the request: for recording it */
 #define AGAIN_US US_PER_S               /* the shortest wait for what is due already and could not be had */
 #define PAUSE_BASE_US (500 * US_PER_MS)
@@ -193,6 +195,9 @@ static void on_claimed(void *arg, int code, const struct store_delivery *v, size
 		for (size_t i = 0; i < n; i++)
 			take(w, &v[i]);
 		w->want_claim = w->want_claim || n == CLAIM_BATCH; /* others may still have room */
+		int64_t now = sys_mono_us(), rest = CLAIM_REST * (now - w->claim_sent_us);
+		if (n >= MANY)
+			w->rest_until_us = now + (rest < AGAIN_US ? rest : AGAIN_US);
 	}
 	targets_drop(w);
 }
@@ -306,13 +311,18 @@ static void release(struct webhook *w)
 
 /* ---------------------------------------------------------------- what is to be done now */
 
+static bool may_claim(const struct webhook *w)
+{
+	return w->want_claim && !w->claiming && sys_mono_us() >= w->rest_until_us;
+}
+
 static bool is_wanted(const struct webhook *w)
 {
 	if ((w->answered.n > 0 && w->recording.n == 0) || (w->unsent.n > 0 && w->releasing.n == 0))
 		return true;
 	if (w->draining || !w->started || w->conf == NULL)
 		return false;
-	return (w->want_fanout && !w->fanning) || (w->want_claim && !w->claiming) ||
+	return (w->want_fanout && !w->fanning) || may_claim(w) ||
 	       (w->want_load && !w->loading) || (w->want_list && !w->listing) ||
 	       (w->want_count && !w->counting) || (w->want_purge && !w->purging);
 }
@@ -328,7 +338,7 @@ static void step(struct webhook *w)
 		targets_load(w);
 	else if (w->want_fanout && !w->fanning)
 		fan_out(w);
-	else if (w->want_claim && !w->claiming)
+	else if (may_claim(w))
 		claim(w);
 	else if (w->want_list && !w->listing)
 		webhook_list_disabled(w);
@@ -343,6 +353,8 @@ static void set_timer(struct webhook *w)
 	int64_t at = INT64_MAX;
 	if (is_wanted(w) || (w->ahead > 0 && is_paused(w)))
 		at = w->paused_until_us;
+	if (w->want_claim && !w->claiming && w->started && !w->draining && w->rest_until_us < at)
+		at = w->rest_until_us > w->paused_until_us ? w->rest_until_us : w->paused_until_us;
 	if (w->started && !w->draining && w->due_us < at)
 		at = w->due_us > w->paused_until_us ? w->due_us : w->paused_until_us;
 	if (at == INT64_MAX)

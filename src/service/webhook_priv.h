@@ -85,6 +85,7 @@ struct webhook {
 	struct webhook_check *checks;
 	bool record_singly;                    /* a batch was refused: find out which one it was */
 	int64_t claim_sent_us, claim_lease_us; /* mono; length */
+	int64_t rest_until_us;		       /* mono: no claim before */
 	int64_t due_us;                        /* mono: when the next retry is due; INT64_MAX: none known */
 	int64_t paused_until_us;               /* mono: after a failure of the database */
 	unsigned failures;                     /* of the database, in a row */

@@ -484,6 +484,20 @@ START_TEST(a_quick_receiver_is_claimed_for_in_large_batches)
 }
 END_TEST
 
+START_TEST(claims_of_a_backlog_leave_most_of_the_time_to_others)
+{
+	start("", ONE);
+	post_many(1500);
+	fake_outbox_set_delay(t.store, 20 * US_PER_MS);
+	fake_loop_run_for(t.loop, 500 * US_PER_MS); /* by now claims are large */
+	ck_assert_uint_lt(fake_outbox_count(t.store, "config:one", true), 1000);
+	unsigned before = fake_outbox_calls(t.store)->claims;
+	fake_loop_run_for(t.loop, US_PER_S);
+	ck_assert_uint_ge(fake_outbox_calls(t.store)->claims - before, 5);
+	ck_assert_uint_le(fake_outbox_calls(t.store)->claims - before, 12); /* 20 ms each, and 80 ms of rest */
+}
+END_TEST
+
 START_TEST(a_slow_receiver_is_not_claimed_for_ahead)
 {
 	start("", ONE);
@@ -1047,6 +1061,7 @@ Suite *unit_suite(void)
 	unit_add(c, events_go_to_those_that_want_them);
 	unit_add(c, many_events_go_in_batches);
 	unit_add(c, a_quick_receiver_is_claimed_for_in_large_batches);
+	unit_add(c, claims_of_a_backlog_leave_most_of_the_time_to_others);
 	unit_add(c, a_slow_receiver_is_not_claimed_for_ahead);
 	unit_add(c, what_was_claimed_ahead_for_one_that_dies_is_given_back);
 	unit_add(c, what_was_claimed_ahead_goes_where_a_reload_says);
