@@ -53,14 +53,15 @@ def api(place, runs, n):
 		trivial_port = json.loads(server.stdout.readline())["port"]
 		for run in range(runs):
 			write_bodies(place, bodies, run, n)
+			v.sql("TRUNCATE refreshd.connection, refreshd.credential, refreshd.schedule, refreshd.event, refreshd.delivery")
 			place.settle()
 			trivial.append(measured(lambda: post(trivial_port, "/trivial", bodies), server=lambda: cpu_us(server.pid)))
 			ours.append(measured(lambda: post(port, "/vault/connections/accounting/imp/import", bodies, key),
 				server=lambda: cpu_us(v.proc.pid), postgres=place.pg_cpu))
 			say("import by the API: %.0f/s, trivial server: %.0f/s" % (ours[-1]["per_s"], trivial[-1]["per_s"]))
-	stored = v.count("refreshd.connection")
-	if stored != runs * n:
-		raise RuntimeError("%d connections are stored, %d were imported" % (stored, runs * n))
+			stored = v.count("refreshd.connection")
+			if stored != n:
+				raise RuntimeError("%d connections are stored, %d were imported" % (stored, n))
 	v.stop()
 	return {
 		"connections": n, "clients": CLIENTS,

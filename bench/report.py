@@ -53,6 +53,8 @@ SHORT_OF = {
 		"the schedule is one more row, and the sealed reply goes through a journal and its own fdatasync first. None of it can be left out without breaking a promise. With both cores busy the rates are as the CPU times.",
 	"node_undici.ratio": "With both cores busy, rates are as the CPU of all processes together for one operation. The provider's and Postgres' part of a refresh alone is a fifth of what the script takes with everything, so that five times "
 		"its rate would leave the daemon nothing. The script writes no lease and no journal, seals nothing, and loses a token when it is killed.",
+	"latency_200ms.ratio_to_0ms": "With two thousand requests in flight the memory of their connections, in the daemon and in the kernel, is many times the processor's caches, libcurl looks through all connections of a provider for a free one, and at a lower rate an answer "
+		"more often has a turn of the loop for itself. Four thousand in flight cost more still. What was saved for each request makes the side without latency cheaper by more than this one.",
 	"idle.wakeups_per_s": "Polls, heartbeats, upkeep of webhooks and gauges, each in its own time. Some of them share a wake-up when they fall together.",
 	"webhooks.per_s": "Beside refreshes at half rate, on the same two cores: a delivery costs a claim, a signed POST, and a record. One receiver gets four requests at once, up to sixteen while it answers quickly; with fewer cores than "
 		"processes each round through all of them takes milliseconds. Alone they are three to four times as many.",
@@ -323,7 +325,7 @@ def imports(r):
 	a, f = r["import_api"], r["import_file"]
 	t = a["trivial"]
 	out = ["## Import", "",
-		"%s connections, each answered after its commit, by %d clients that keep their connection. The trivial server is libevent's own HTTP "
+		"%s connections into empty tables, each answered after its commit, by %d clients that keep their connection. The trivial server is libevent's own HTTP "
 		"server, which reads the same bodies and answers a few words." % (number(a["connections"]), a["clients"]), ""]
 	out += table(["", "rate /s", "server CPU-µs", "Postgres CPU-µs", "p50 ms", "p99 ms"], [
 		["API", *cells(a, "per_s", "daemon_cpu_us", "postgres_cpu_us", "p50_ms", "p99_ms")],

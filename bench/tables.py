@@ -116,11 +116,13 @@ def started(place, v, first):
 
 
 def loaded(v):
-	"""The slice is in memory: it does not grow any more."""
-	before, now = 0, v.metrics().get("heap_entries")
-	while abs(now - before) > now / 100:
+	"""The slice is in memory: for ten seconds it did not grow any more, in which what is refreshed came back into Postgres' memory."""
+	before, steady = 0, 0
+	while steady < 5:
 		time.sleep(2)
-		before, now = now, v.metrics().get("heap_entries")
+		now = v.metrics().get("heap_entries")
+		steady = steady + 1 if abs(now - before) <= now / 100 else 0
+		before = now
 
 
 def cost(place, v, first, seconds):
