@@ -62,7 +62,7 @@ SHORT_OF = {
 		"so what is left is Postgres: about 35 CPU-us a row and 160 a statement. Two groups at once are no faster, as each is smaller.",
 	"import_file.per_s": "Postgres: more than two thirds of the CPU time of a line are its, and the bare COPY of the same rows into the same tables takes most of that as well; an import has to find out first what is there already.",
 	"cost_ratio.10m_to_10k": "Nearly all of it is Postgres, whose table is some forty times its shared_buffers here. The rows that are due lie each on pages of its own on purpose, and in the order of the time they are due as in no other: each "
-		"poll, claim and result reads pages in and evicts others. The daemon's own part hardly grows. While what is due within the horizon is loaded after a start it is twice as much; that is over before the window begins.",
+		"poll, claim and result reads pages in and evicts others. Postgres' part doubles, the daemon's grows by a fifth. While what is due within the horizon is loaded after a start it is twice as much again; that is over before the window begins.",
 }
 
 
