@@ -83,12 +83,10 @@ static struct {
 	} by_metric[METRIC_COUNT];
 } registry;
 
-/* FNV-1a; the labels are ours, nobody can aim at a slot. */
-static uint32_t hash_str(uint32_t h, const char *s)
+/* The labels are ours, nobody can aim at a slot. */
+static uint32_t hash_label(uint32_t h, const char *s)
 {
-	for (; s != NULL && *s != '\0'; s++)
-		h = (h ^ (uint8_t)*s) * UINT32_C(16777619);
-	return (h ^ 0xff) * UINT32_C(16777619);
+	return str_hash(s != NULL ? str_hash(h, s) : h, "\xff");
 }
 
 static int compare_labels(const struct series *s, const char *l1, const char *l2)
@@ -173,7 +171,7 @@ struct series *metrics_get(enum metric m, const char *l1, const char *l2)
 {
 	ALWAYS((unsigned)m < METRIC_COUNT);
 	ALWAYS((l1 != NULL) == (rows[m].l1 != NULL) && (l2 != NULL) == (rows[m].l2 != NULL));
-	uint32_t hash = hash_str(hash_str(UINT32_C(2166136261) ^ (uint32_t)m, l1), l2);
+	uint32_t hash = hash_label(hash_label(STR_HASH ^ (uint32_t)m, l1), l2);
 	struct series *s = find(hash, m, l1, l2);
 
 	if (s == NULL)

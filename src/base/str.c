@@ -505,6 +505,13 @@ bool str_has_ctl(const void *p, size_t n)
 	return false;
 }
 
+uint32_t str_hash(uint32_t h, const char *s)
+{
+	for (; *s != '\0'; s++)
+		h = (h ^ (uint8_t)*s) * UINT32_C(16777619);
+	return h;
+}
+
 bool str_eq_nocase(const char *a, size_t an, const char *b)
 {
 	for (size_t i = 0; i < an; i++) {

@@ -61,6 +61,9 @@ bool str_is_utf8(const void *p, size_t n);	/* RFC 3629: no surrogates, no overlo
 size_t str_json_run(const void *p, size_t n); /* bytes from p on that a JSON string holds as they are: no control, quote, backslash */
 bool str_is_vschar(const void *p, size_t n);	/* 1*VSCHAR, RFC 6749 A.12: %x20-7E, at least one */
 bool str_has_ctl(const void *p, size_t n);	/* any byte < 0x20 or 0x7f */
+/* FNV-1a of what stands before the end of s, going on from h, which is STR_HASH at first. For tables in memory that nobody aims at. */
+#define STR_HASH UINT32_C(2166136261)
+uint32_t str_hash(uint32_t h, const char *s);
 bool str_eq_nocase(const char *a, size_t an, const char *b); /* ASCII only */
 
 #endif

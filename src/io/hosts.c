@@ -14,6 +14,7 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "base/str.h"
 
 #define N_BUCKETS 1024
 #define MAX_BYTES (4U << 20)
@@ -31,10 +32,7 @@ struct hosts {
 
 static unsigned bucket_of(const char *s)
 {
-	uint32_t h = 2166136261U;
-	for (; *s != '\0'; s++)
-		h = (h ^ (uint8_t)*s) * 16777619U;
-	return h % N_BUCKETS;
+	return str_hash(STR_HASH, s) % N_BUCKETS;
 }
 
 void hosts_lower(char *s)

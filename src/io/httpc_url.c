@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/str.h"
 
 #define AS_IT_IS (CURLU_PATH_AS_IS | CURLU_DISALLOW_USER)
 
@@ -46,12 +47,9 @@ static int url_new(const char *text, struct httpc_url **out, struct fault *f)
 	return 0;
 }
 
-/* FNV-1a */
 static unsigned place_of(const char *s)
 {
-	uint32_t h = UINT32_C(2166136261);
-	for (; *s != '\0'; s++)
-		h = (h ^ (uint8_t)*s) * UINT32_C(16777619);
+	uint32_t h = str_hash(STR_HASH, s);
 	return (h ^ h >> 16) % HTTPC_URLS_KEPT;
 }
 

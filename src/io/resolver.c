@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/str.h"
 #include "base/sys.h"
 #include "io/hosts.h"
 
@@ -101,10 +102,7 @@ struct resolver {
 
 static unsigned bucket_of(const char *s)
 {
-	uint32_t h = 2166136261U;
-	for (; *s != '\0'; s++)
-		h = (h ^ (uint8_t)*s) * 16777619U;
-	return h % N_BUCKETS;
+	return str_hash(STR_HASH, s) % N_BUCKETS;
 }
 
 static void no_log(int is_warning, const char *msg)

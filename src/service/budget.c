@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/str.h"
 #include "base/sys.h"
 #include "model/policy.h"
 
@@ -180,13 +181,8 @@ static struct site *get_site(struct budget *b, const char *key)
 
 static unsigned hash(const char *application, const char *service_id)
 {
-	uint32_t h = 2166136261u;
-	for (const char *p = application; *p != '\0'; p++)
-		h = (h ^ (uint8_t)*p) * 16777619u;
-	h = (h ^ 0xff) * 16777619u;
-	for (const char *p = service_id; *p != '\0'; p++)
-		h = (h ^ (uint8_t)*p) * 16777619u;
-	return h % BUCKETS;
+	uint32_t h = str_hash(STR_HASH, application);
+	return str_hash(str_hash(h, "\xff"), service_id) % BUCKETS; /* a byte that is in neither */
 }
 
 struct gate *budget_gate(struct budget *b, const char *application, const char *service_id)

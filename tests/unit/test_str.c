@@ -68,6 +68,16 @@ DEFINE_PARSE(http_date, int64_t, -77)
 
 /* --- numbers */
 
+/* The vectors of the algorithm's authors. */
+START_TEST(a_hash_is_fnv_1a_and_goes_on)
+{
+	ck_assert_uint_eq(str_hash(STR_HASH, ""), 0x811c9dc5);
+	ck_assert_uint_eq(str_hash(STR_HASH, "a"), 0xe40c292c);
+	ck_assert_uint_eq(str_hash(STR_HASH, "foobar"), 0xbf9cf968);
+	ck_assert_uint_eq(str_hash(str_hash(STR_HASH, "foo"), "bar"), 0xbf9cf968);
+}
+END_TEST
+
 START_TEST(integers)
 {
 	static const char *const bad[] = {
@@ -749,6 +759,7 @@ END_TEST
 static void add_tests(Suite *s)
 {
 	TCase *tc = tcase_create("numbers");
+	unit_add(tc, a_hash_is_fnv_1a_and_goes_on);
 	unit_add(tc, integers);
 	unit_add(tc, booleans);
 	unit_add(tc, durations);
